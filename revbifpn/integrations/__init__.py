@@ -1,0 +1,1 @@
+"""Adapters to other libraries; each is importable only with its own dependency."""

@@ -1,0 +1,18 @@
+"""RevBiFPN models S0 to S6."""
+
+from revbifpn.models.checkpoints import CheckpointError, convert_checkpoint, load_checkpoint, read_checkpoint
+from revbifpn.models.classifier import RevBiFPN
+from revbifpn.models.pyramid import RevBiFPNPyramid
+from revbifpn.models.variants import VARIANTS, Variant, get_variant
+
+__all__ = [
+    "CheckpointError",
+    "VARIANTS",
+    "RevBiFPN",
+    "RevBiFPNPyramid",
+    "Variant",
+    "convert_checkpoint",
+    "get_variant",
+    "load_checkpoint",
+    "read_checkpoint",
+]

@@ -1,0 +1,188 @@
+"""Running a module twice in one training step with the same result: once to get values, once to get gradients.
+
+The first run computes values only. The second, in the backward pass, computes the same values with a graph. What could
+differ between the two is kept in an :class:`EdgeRun`, one small object for each edge and forward pass, never on the
+module, so several forwards may come before one backward:
+
+=====================  =================================================================================================
+parameters             the second run sees those of the first, as detached leaves: hooks on the real parameters fire once
+running statistics     moved by the first run only; the second run of a training-mode norm layer has no buffers to move
+other buffers          if the first run changed one, the second starts from a copy of its old value
+random state           kept if the first run drew from it, else not
+autocast               same device types, dtypes and enabled flags; the weight cache stays off in both runs (see `_uncached`)
+train or eval mode     as in the first run, even if `model.eval()` came between
+=====================  =================================================================================================
+
+What breaks the promise: an edge that reads or changes state outside its parameters and buffers (a Python counter, a global).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.utils.parametrize as parametrize
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class EdgeRun:
+    """One forward run of ``edge``, and all that a second run needs to return the same values.
+
+    Args:
+        edge: the module to run.
+
+    Attributes:
+        needs: for each of its parameters, whether it asks for a gradient.
+    """
+
+    __slots__ = ("edge", "needs", "_params", "_param_slots", "_buffer_slots", "_modes", "_autocast", "_random_states")
+
+    def __init__(self, edge: nn.Module) -> None:
+        self.edge = edge
+        self._params: list[Tensor] = []
+        # A slot is the place in a module where a tensor hangs: (the module's dictionary, name, ...).
+        self._param_slots: list[tuple[dict[str, Any], str, int]] = []
+        self._buffer_slots: list[tuple[dict[str, Any], str, Tensor | None]] = []
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._autocast: list[tuple[str, bool, torch.dtype]] = []
+        self._random_states: list[tuple[str, Tensor]] = []
+        index_of: dict[int, int] = {}
+        for module in edge.modules():
+            self._modes.append((module, module.training))
+            for name, param in module._parameters.items():
+                if param is not None:
+                    if id(param) not in index_of:
+                        index_of[id(param)] = len(self._params)
+                        self._params.append(param)
+                    self._param_slots.append((module._parameters, name, index_of[id(param)]))
+            moves_statistics = module.training and isinstance(module, _NormBase)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    # Without buffers a training-mode norm layer normalises the same way and has nothing to move.
+                    self._buffer_slots.append((module._buffers, name, None if moves_statistics else buffer))
+        self.needs = [param.requires_grad for param in self._params]
+
+    def take_params(self) -> list[Tensor]:
+        """Hand over the parameters of the first run (each once); whoever takes them keeps them for the second."""
+        params, self._params = self._params, []
+        return params
+
+    def first(self, *inputs: Tensor) -> Tensor:
+        """Run the edge for its values: no graph, running statistics move.
+
+        Args:
+            *inputs: what the edge takes; they decide which devices' random state and autocast state are kept.
+
+        Returns:
+            What the edge returns.
+        """
+        devices = _devices(inputs)
+        self._autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in {device.split(":")[0] for device in devices}
+        ]
+        states = [(device, _get_random_state(device)) for device in devices]
+        at_risk = [
+            (i, buffer, buffer._version, buffer.clone())
+            for i, (owner, name, buffer) in enumerate(self._buffer_slots)
+            if buffer is not None and self.edge.training
+        ]
+        with torch.no_grad(), _uncached():
+            output = self.edge(*inputs)
+        for i, buffer, version, old in at_risk:
+            if buffer._version != version:
+                owner, name, _ = self._buffer_slots[i]
+                self._buffer_slots[i] = (owner, name, old)
+        self._random_states = [
+            (device, state) for device, state in states if not torch.equal(state, _get_random_state(device))
+        ]
+        return output
+
+    def again(self, params: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        """Run the edge once more, as in :meth:`first` but with a graph if grad mode is on.
+
+        Args:
+            params: stand-ins for what :meth:`take_params` returned, in the same order.
+            *inputs: the same values as in :meth:`first`.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(_uncached())
+            stack.enter_context(self._installed(params))
+            for kind, enabled, dtype in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            if self._random_states:
+                stack.enter_context(_random_states(self._random_states))
+            return self.edge(*inputs)
+
+    @contextmanager
+    def _installed(self, params: Sequence[Tensor]) -> Iterator[None]:
+        """Hang ``params`` and the buffers of the first run into the edge, and take them out again.
+
+        ``torch.func.functional_call`` does the same by name; it looks every name up, and finds tied parameters anew, each
+        time, which costs more than a small edge's forward.
+        """
+        saved = [(owner, name, owner[name]) for owner, name, _ in self._param_slots if name in owner]
+        saved += [(owner, name, owner[name]) for owner, name, _ in self._buffer_slots if name in owner]
+        modes = [(module, module.training) for module, _ in self._modes]
+        try:
+            for owner, name, index in self._param_slots:
+                owner[name] = params[index]
+            for owner, name, buffer in self._buffer_slots:
+                changes = buffer is not None and self.edge.training
+                owner[name] = buffer.clone() if changes and buffer is not None else buffer
+            for module, training in self._modes:
+                module.training = training
+            yield
+        finally:
+            for owner, name, tensor in saved:
+                owner[name] = tensor
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Switch off two caches that would hand a tensor without graph to a run that needs one, or the reverse.
+
+    Autocast caches the low-precision copy of a weight, and ``parametrize.cached()`` a computed weight: filled in the first
+    run, where no graph is built, a hit in the second would silently give that weight no gradient.
+    """
+    autocast_cache, parametrize_cache = torch.is_autocast_cache_enabled(), parametrize._cache_enabled
+    torch.set_autocast_cache_enabled(False)
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(autocast_cache)
+        parametrize._cache_enabled = parametrize_cache
+
+
+def _devices(tensors: Sequence[Tensor]) -> list[str]:
+    """The devices whose state a run on ``tensors`` may depend on: the host, and where the tensors are."""
+    return list(dict.fromkeys(["cpu", *(str(t.device) for t in tensors if t.device.type != "meta")]))
+
+
+def _get_random_state(device: str) -> Tensor:
+    return torch.get_rng_state() if device == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+@contextmanager
+def _random_states(states: list[tuple[str, Tensor]]) -> Iterator[None]:
+    """Set the random states of some devices, and set them back at the end."""
+    before = [(device, _get_random_state(device)) for device, _ in states]
+
+    def set_all(values: list[tuple[str, Tensor]]) -> None:
+        for device, state in values:
+            if device == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.get_device_module(device).set_rng_state(state, device)
+
+    set_all(states)
+    try:
+        yield
+    finally:
+        set_all(before)
