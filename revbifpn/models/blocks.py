@@ -7,6 +7,8 @@ from collections import OrderedDict
 from timm.layers import DropPath, SqueezeExcite
 from torch import Tensor, nn
 
+from revbifpn.reversible.layers import memory_format_of
+
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.1
 
@@ -94,5 +96,7 @@ def init_weights(module: nn.Module) -> None:
 
 def repeat_channels(image: Tensor, channels: int) -> Tensor:
     """Repeat the channels of ``image`` (R, G, B, R, ...) up to ``channels``; (N, C, H, W) -> (N, channels, H, W)."""
-    repeats = -(-channels // image.shape[1])
-    return image.repeat(1, repeats, 1, 1)[:, :channels] if repeats > 1 else image[:, :channels]
+    if image.shape[1] == channels:
+        return image
+    repeated = image.repeat(1, -(-channels // image.shape[1]), 1, 1)[:, :channels]
+    return repeated.contiguous(memory_format=memory_format_of(image))

@@ -92,7 +92,8 @@ class SpaceToDepth(ReversibleLayer):
     """Move each ``block x block`` square of pixels into channels; no weights, exactly invertible.
 
     (N, C, H, W) -> (N, block * block * C, H / block, W / block). Output channel = (row in block, column in block, input
-    channel), input channel fastest, unlike ``torch.nn.PixelUnshuffle``, where it is slowest. One stream.
+    channel), input channel fastest, unlike ``torch.nn.PixelUnshuffle``, where it is slowest. One stream; its memory format
+    (contiguous or channels_last) is kept.
     """
 
     def __init__(self, block: int) -> None:
@@ -109,7 +110,8 @@ class SpaceToDepth(ReversibleLayer):
         if h % b or w % b:
             raise ValueError(f"SpaceToDepth({b}): height and width must be multiples of {b}, got {h}x{w}")
         blocks = x.reshape(n, c, h // b, b, w // b, b)
-        return (blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b),)
+        y = blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b)
+        return (y.contiguous(memory_format=memory_format_of(x)),)
 
     def inverse(self, *streams: Tensor) -> Streams:
         _check_count(streams, 1, "SpaceToDepth.inverse")
@@ -118,7 +120,8 @@ class SpaceToDepth(ReversibleLayer):
         if c % (b * b):
             raise ValueError(f"SpaceToDepth({b}).inverse: channels must be a multiple of {b * b}, got {c}")
         blocks = y.reshape(n, b, b, c // (b * b), h, w)
-        return (blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b),)
+        x = blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
+        return (x.contiguous(memory_format=memory_format_of(y)),)
 
     def pull_back(
         self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Streams, grads: MaybeGrads, needs: Sequence[bool]
@@ -396,6 +399,12 @@ class StreamWise(AdditiveLayer):
 
     def parts_of_streams(self, num_outputs: int) -> list[int]:
         return [stream for stream in range(num_outputs) for _ in range(2)]
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last or contiguous; a tensor that is both counts as contiguous."""
+    is_channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
 def _nest(edges: Mapping[tuple[int, int], nn.Module]) -> nn.ModuleDict:

@@ -1,0 +1,1 @@
+_base_ = "../_base_/mask-rcnn_revbifpn_1x_coco.py"

@@ -1,0 +1,160 @@
+"""RevBiFPN as a backbone for MMDetection and every other OpenMMLab package.
+
+Name this module in a config, and ``type='RevBiFPN'`` is there (it is registered at MMEngine's root registry)::
+
+    custom_imports = dict(imports=["revbifpn.integrations.mmdet"])
+    model = dict(backbone=dict(type="RevBiFPN", variant="s0"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from revbifpn.models.checkpoints import check_state_dict, read_checkpoint
+from revbifpn.models.pyramid import RevBiFPNPyramid
+from revbifpn.models.variants import STRIDES, Variant
+from revbifpn.reversible.exact import DEFAULT_BITS
+
+try:
+    from mmengine.logging import print_log
+    from mmengine.model import BaseModule
+    from mmengine.registry import MODELS
+except ImportError as error:
+    raise ImportError(
+        "revbifpn.integrations.mmdet needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' "
+        "(mmcv's compiled operators need the steps of tools/setup.sh)"
+    ) from error
+
+
+@MODELS.register_module()
+class RevBiFPN(RevBiFPNPyramid, BaseModule):
+    """RevBiFPN's body and neck as a detector's backbone.
+
+    Image sides must be multiples of 32: set ``pad_size_divisor=32`` in the detector's data preprocessor. The levels are
+    handed over contiguous whatever format is used inside: mmcv's RoIAlign on CPU silently returns wrong values for
+    channels_last features.
+
+    Args:
+        variant: ``"s0"`` to ``"s6"``.
+        in_chans: image channels.
+        out_indices: levels to return; 0 has stride 4, 3 has stride 32. All of the body and the neck is computed anyway,
+            except the neck of levels that are left out.
+        frozen_stages: freeze the first so many stages (RevBlocks and silo; no gradients, their norms in eval mode);
+            -1 or 0 freeze nothing, the stem has no weights.
+        norm_eval: keep all norms in eval mode while training.
+        reversible: False keeps all activations.
+        exact, exact_bits: see :class:`.RevBiFPNPyramid`.
+        channels_last: compute in channels_last, which was faster on the CPUs that were measured.
+        drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
+        init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE)`` takes the published and this project's layout, and
+            classifiers', detectors' and backbones' checkpoints. What was left out is logged.
+
+    Raises:
+        ValueError: for an unknown variant, or indices out of range.
+    """
+
+    def __init__(
+        self,
+        variant: str | Variant = "s0",
+        in_chans: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        reversible: bool = True,
+        exact: bool = False,
+        exact_bits: int = DEFAULT_BITS,
+        channels_last: bool = False,
+        drop_path_rate: float | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits)
+        self.init_cfg = init_cfg
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or any(i not in range(len(STRIDES)) for i in self.out_indices):
+            raise ValueError(
+                f"out_indices must be some of 0..{len(STRIDES) - 1} (strides {STRIDES}), got {tuple(out_indices)}"
+            )
+        if not -1 <= frozen_stages <= self.variant.num_stages:
+            raise ValueError(
+                f"frozen_stages must be in -1..{self.variant.num_stages} (RevBiFPN-{self.variant.name} has "
+                f"{self.variant.num_stages} stages), got {frozen_stages}"
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.channels_last = channels_last
+        for level in range(len(STRIDES)):
+            if level not in self.out_indices:  # no weights that would never get a gradient
+                self.neck[level] = nn.Identity()
+        self._freeze()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_chans, H, W) -> the levels of ``out_indices``, contiguous, level i of stride 4 * 2 ** i."""
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        streams = self.forward_body(image)
+        return tuple(self.run(self.neck[i], streams[i]).contiguous() for i in self.out_indices)
+
+    def train(self, mode: bool = True) -> RevBiFPN:
+        """Switch to training mode, except norms that ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for stage in range(self.frozen_stages):
+            for layer in self.stage_layers(stage):
+                layer.eval()
+                layer.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Load the ``Pretrained`` checkpoint of ``init_cfg``, where there is one; construction did the rest.
+
+        Raises:
+            FileNotFoundError, CheckpointError: if the checkpoint cannot be read or does not fit; nothing is changed then.
+        """
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg] if self.init_cfg else []
+        pretrained = [config for config in configs if config["type"] == "Pretrained"]
+        self.init_cfg = [config for config in configs if config["type"] != "Pretrained"]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = configs
+        for config in pretrained:
+            self._load_pretrained(config["checkpoint"], config.get("prefix", ""))
+
+    def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
+        path = _download(checkpoint) if checkpoint.startswith(("http://", "https://")) else Path(checkpoint).expanduser()
+        state_dict = read_checkpoint(path)
+        if prefix:
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)} or state_dict
+        unused_neck = tuple(f"neck.{level}." for level in range(len(STRIDES)) if level not in self.out_indices)
+        left_out = [key for key in state_dict if key.startswith(("head.", *unused_neck))]
+        kept = {key: value for key, value in state_dict.items() if key not in set(left_out)}
+        check_state_dict(self, kept, checkpoint)
+        self.load_state_dict(kept)
+        parts = sorted({key.split(".")[0] for key in left_out})
+        print_log(
+            f"RevBiFPN-{self.variant.name}: loaded {len(kept)} tensors from {checkpoint}; left out "
+            f"{len(left_out)} that a detector does not use" + (f" ({', '.join(parts)})" if parts else ""),
+            logger="current",
+        )
+
+
+def _download(url: str) -> Path:
+    """Fetch a checkpoint into torch's hub folder, once."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        torch.hub.download_url_to_file(url, str(path))
+    return path

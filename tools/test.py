@@ -1,0 +1,37 @@
+"""Evaluate a detector's checkpoint on its test set: a thin command line over MMEngine's Runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument("checkpoint", type=Path, help="the detector's checkpoint, as tools/train.py writes it")
+    parser.add_argument("--show-dir", type=Path, help="write pictures of predictions over the images into this folder")
+    parser.add_argument("--amp", action="store_true", help="predict with automatic mixed precision")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = load_config(args)
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"checkpoint not found: {args.checkpoint}")
+    cfg.load_from = str(args.checkpoint)
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show_dir is not None:
+        cfg.default_hooks.visualization.update(draw=True, interval=1, test_out_dir=str(args.show_dir))
+    check_data(cfg, "test_dataloader")
+    build_runner(cfg).test()
+
+
+if __name__ == "__main__":
+    main()

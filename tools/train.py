@@ -1,0 +1,40 @@
+"""Train a detector from a config: a thin command line over MMEngine's Runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from the newest usable checkpoint of the work folder, or from the one named",
+    )
+    parser.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    check_data(cfg, "train_dataloader", "val_dataloader")
+    build_runner(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
