@@ -6,8 +6,8 @@ from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
 
 __all__ = [
-    "CheckpointError",
     "VARIANTS",
+    "CheckpointError",
     "RevBiFPN",
     "RevBiFPNPyramid",
     "Variant",

@@ -119,9 +119,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise CheckpointError(
-            f"{path} is no checkpoint that can be read safely ({type(error).__name__}: {reason[0] if reason else 'no reason'}): "
+            f"{path} is no checkpoint that can be read safely ({type(error).__name__}: {reason}): "
             "expected a .safetensors file, or a state dict saved by torch.save; the file may be truncated, damaged, or hold "
             "other objects than tensors"
         ) from error
@@ -189,7 +189,11 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], source:
     ]
     mine = getattr(getattr(model, "variant", None), "name", None)
     theirs = find_variant(state_dict)
-    hint = f"; it is a checkpoint of RevBiFPN-{theirs}, the model is RevBiFPN-{mine}" if mine and theirs not in (None, mine) else ""
+    hint = (
+        f"; it is a checkpoint of RevBiFPN-{theirs}, the model is RevBiFPN-{mine}"
+        if mine and theirs not in (None, mine)
+        else ""
+    )
     raise CheckpointError(f"{source} does not fit the model{hint}: {'; '.join(problems)}. Nothing was loaded.")
 
 

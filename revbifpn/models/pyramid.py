@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from revbifpn.models.blocks import MBConv, UpEdge, init_weights, repeat_channels
@@ -47,7 +46,7 @@ class RevBiFPNPyramid(nn.Module):
         self.variant = get_variant(variant)
         if not 1 <= in_chans <= self.variant.stem_channels:
             raise ValueError(
-                f"RevBiFPN-{self.variant.name} takes 1 to {self.variant.stem_channels} image channels, got in_chans={in_chans}: "
+                f"RevBiFPN-{self.variant.name} takes 1 to {self.variant.stem_channels} image channels, got {in_chans=}: "
                 "its stem has no weights that could mix more; choose a wider variant or reduce the channels before it"
             )
         self.in_chans = in_chans
@@ -80,7 +79,7 @@ class RevBiFPNPyramid(nn.Module):
         return tuple(self.run(mbconv, stream) for mbconv, stream in zip(self.neck, streams, strict=True))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_chans, H, W) -> four levels, finest first, level i of (N, variant.neck_channels[i], H / stride, W / stride)."""
+        """(N, in_chans, H, W) -> four levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
         return self.forward_neck(self.forward_body(image))
 
     def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:

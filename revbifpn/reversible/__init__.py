@@ -1,7 +1,7 @@
 """The reversible engine: layers with an inverse, trained without keeping their activations. Imports torch only."""
 
 from revbifpn.reversible.exact import ExactReversalWarning
-from revbifpn.reversible.layers import ReversibleLayer, RevBlock, RevSilo, SpaceToDepth, StreamWise
+from revbifpn.reversible.layers import RevBlock, ReversibleLayer, RevSilo, SpaceToDepth, StreamWise
 from revbifpn.reversible.recompute import recompute
 from revbifpn.reversible.sequential import ReversibleSequential, set_exact, set_reversible
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -280,11 +280,10 @@ class RevSilo(AdditiveLayer):
         pairs = [*down, *up]
         if not pairs:
             raise ValueError("RevSilo needs at least one edge")
-        for name, edges, wrong in (("down", down, [e for e in down if not 0 <= e[0] < e[1]]),
-                                   ("up", up, [e for e in up if not 0 <= e[1] < e[0]])):  # fmt: skip
-            if wrong:
-                rule = "source < target" if name == "down" else "source > target"
-                raise ValueError(f"RevSilo: {name} edges have 0 <= streams and {rule}, got {wrong}; stream 0 is the finest")
+        if wrong := [pair for pair in down if not 0 <= pair[0] < pair[1]]:
+            raise ValueError(f"RevSilo: down edges (i, j) have 0 <= i < j (stream 0 is the finest), got {wrong}")
+        if wrong := [pair for pair in up if not 0 <= pair[1] < pair[0]]:
+            raise ValueError(f"RevSilo: up edges (i, j) have i > j >= 0 (stream 0 is the finest), got {wrong}")
         self.num_outputs = 1 + max(max(pair) for pair in pairs)
         self.num_inputs = self.num_outputs if num_inputs is None else num_inputs
         if not 1 <= self.num_inputs <= self.num_outputs:
@@ -380,7 +379,7 @@ class StreamWise(AdditiveLayer):
         return couplings
 
     def _blocks(self) -> list[list[RevBlock]]:
-        return [list(chain) for chain in self.chains]  # type: ignore[arg-type]
+        return [list(chain) for chain in self.chains]  # type: ignore[call-overload]
 
     def split(self, streams: Streams) -> list[Tensor | None]:
         return self.split_outputs(streams)
@@ -413,7 +412,7 @@ def _nest(edges: Mapping[tuple[int, int], nn.Module]) -> nn.ModuleDict:
     for (source, target), edge in sorted(edges.items(), key=lambda item: item[0]):
         if str(source) not in nested:
             nested[str(source)] = nn.ModuleDict()
-        nested[str(source)][str(target)] = edge  # type: ignore[index]
+        cast(nn.ModuleDict, nested[str(source)])[str(target)] = edge
     return nested
 
 
@@ -421,7 +420,7 @@ def _flatten(nested: nn.ModuleDict, direction: str) -> list[Coupling]:
     return [
         Coupling(int(source), int(target), edge, f"{direction}[{source}][{target}]")
         for source, edges in nested.items()
-        for target, edge in edges.items()  # type: ignore[operator]
+        for target, edge in cast(nn.ModuleDict, edges).items()
     ]
 
 

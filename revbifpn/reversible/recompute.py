@@ -32,14 +32,17 @@ def recompute(module: nn.Module, *inputs: Tensor) -> Tensor:
 class _RecomputeFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: EdgeRun, num_inputs: int, *tensors: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run, ctx.num_inputs = run, num_inputs
         ctx.save_for_backward(*tensors)
         return run.first(*tensors[:num_inputs])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         check_backward("a recomputed module")
         needs = ctx.needs_input_grad[2:]
+        if grads[0] is None:  # as when DDP joins all outputs in one node and the loss takes only some of them
+            return (None, None, *(None for _ in needs))
         leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needs, strict=True)]
         with torch.enable_grad():
             output = ctx.run.again(leaves[ctx.num_inputs :], *leaves[: ctx.num_inputs])

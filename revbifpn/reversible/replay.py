@@ -38,7 +38,7 @@ class EdgeRun:
         needs: for each of its parameters, whether it asks for a gradient.
     """
 
-    __slots__ = ("edge", "needs", "_params", "_param_slots", "_buffer_slots", "_modes", "_autocast", "_random_states")
+    __slots__ = ("_autocast", "_buffer_slots", "_modes", "_param_slots", "_params", "_random_states", "edge", "needs")
 
     def __init__(self, edge: nn.Module) -> None:
         self.edge = edge
@@ -61,8 +61,11 @@ class EdgeRun:
             moves_statistics = module.training and isinstance(module, _NormBase)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    # Without buffers a training-mode norm layer normalises the same way and has nothing to move.
-                    self._buffer_slots.append((module._buffers, name, None if moves_statistics else buffer))
+                    # Without statistics a training-mode norm layer normalises the same way and has nothing to move;
+                    # SyncBatchNorm insists on its counter, so that one gets a copy like other buffers.
+                    insists = isinstance(module, nn.SyncBatchNorm) and name == "num_batches_tracked"
+                    dropped = moves_statistics and not insists
+                    self._buffer_slots.append((module._buffers, name, None if dropped else buffer))
         self.needs = [param.requires_grad for param in self._params]
 
     def take_params(self) -> list[Tensor]:

@@ -104,7 +104,7 @@ def set_reversible(model: nn.Module, reversible: bool = True) -> nn.Module:
     """Switch every module of ``model`` that has a reversible mode; returns ``model``."""
     for module in model.modules():
         if hasattr(module, "reversible"):
-            module.reversible = reversible
+            setattr(module, "reversible", reversible)  # noqa: B010  (mypy: a Module's attributes are tensors)
     return model
 
 

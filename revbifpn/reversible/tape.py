@@ -10,7 +10,8 @@ and FSDP see a layer's gradients as soon as the layer is done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ class Tape:
         return values
 
 
-class _Link(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Link:
     """What a layer's function needs besides tensors."""
 
     tape: Tape
