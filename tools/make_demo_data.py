@@ -31,9 +31,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        parameters = DemoDataParameters(
-            args.seed, args.num_train, args.num_val, args.image_size, tuple(args.classes)
-        )
+        parameters = DemoDataParameters(args.seed, args.num_train, args.num_val, args.image_size, tuple(args.classes))
         written = make_demo_data(args.out, parameters, args.force)
     except (ValueError, ImportError, FileExistsError, FileNotFoundError) as error:
         sys.exit(f"make_demo_data: {error}")

@@ -20,9 +20,7 @@ model = dict(
         anchor_generator=dict(scales=[8], ratios=[1.5], strides=[4, 8]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(
-            out_channels=channels, featmap_strides=[4], roi_layer=dict(output_size=7, sampling_ratio=2)
-        ),
+        bbox_roi_extractor=dict(out_channels=channels, featmap_strides=[4], roi_layer=dict(output_size=7, sampling_ratio=2)),
         bbox_head=dict(
             _delete_=True,
             type="ConvFCBBoxHead",
@@ -35,15 +33,11 @@ model = dict(
             num_classes=num_classes,
             norm_cfg=norm_cfg,
             reg_class_agnostic=True,
-            bbox_coder=dict(
-                type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
-            ),
+            bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]),
             loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type="L1Loss", loss_weight=1.0),
         ),
-        mask_roi_extractor=dict(
-            out_channels=channels, featmap_strides=[4], roi_layer=dict(output_size=14, sampling_ratio=2)
-        ),
+        mask_roi_extractor=dict(out_channels=channels, featmap_strides=[4], roi_layer=dict(output_size=14, sampling_ratio=2)),
         mask_head=dict(
             num_convs=2,
             in_channels=channels,
@@ -61,7 +55,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
 
-max_iters = 600
+max_iters = 300
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -69,7 +63,6 @@ test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
@@ -79,7 +72,7 @@ param_scheduler = [
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
 )
 log_processor = dict(by_epoch=False, window_size=10)
 randomness = dict(seed=0)

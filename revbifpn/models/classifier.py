@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
@@ -117,8 +118,6 @@ class RevBiFPN(RevBiFPNPyramid):
             indices: levels to return; an int for the last n; None for all. Negative ones count from the coarsest.
             intermediates_only: leave out the final features, and the head's compute.
         """
-        from timm.models import feature_take_indices
-
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take, _ = feature_take_indices(len(STRIDES), indices)
@@ -130,8 +129,6 @@ class RevBiFPN(RevBiFPNPyramid):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what ``forward_intermediates(..., intermediates_only=True)`` at ``indices`` does not need."""
-        from timm.models import feature_take_indices
-
         take, _ = feature_take_indices(len(STRIDES), indices)
         if prune_head:
             self.reset_classifier(0)

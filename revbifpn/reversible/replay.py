@@ -58,13 +58,11 @@ class EdgeRun:
                         index_of[id(param)] = len(self._params)
                         self._params.append(param)
                     self._param_slots.append((module._parameters, name, index_of[id(param)]))
-            moves_statistics = module.training and isinstance(module, _NormBase)
+            # Without statistics a training-mode norm layer normalises the same way and has nothing to move. SyncBatchNorm
+            # insists on its counter, and with half-precision input on its statistics: they get copies like other buffers.
+            dropped = module.training and isinstance(module, _NormBase) and not isinstance(module, nn.SyncBatchNorm)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    # Without statistics a training-mode norm layer normalises the same way and has nothing to move;
-                    # SyncBatchNorm insists on its counter, so that one gets a copy like other buffers.
-                    insists = isinstance(module, nn.SyncBatchNorm) and name == "num_batches_tracked"
-                    dropped = moves_statistics and not insists
                     self._buffer_slots.append((module._buffers, name, None if dropped else buffer))
         self.needs = [param.requires_grad for param in self._params]
 

@@ -37,6 +37,8 @@ TOLERANCE = 1e-12
 BATCH = 4  # of the two processes together
 SIDE = 64
 
+Tensors = Mapping[str, Tensor | None]
+
 CASES: dict[str, Callable[..., None]] = {}
 
 
@@ -76,29 +78,32 @@ def loss_of(levels: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([(level.square() + level.sin()).mean() for level in levels]).sum()
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+def gradients(model: nn.Module) -> Tensors:
     return {name: None if param.grad is None else param.grad.clone() for name, param in model.named_parameters()}
 
 
-def weights(model: nn.Module) -> dict[str, Tensor | None]:
+def weights(model: nn.Module) -> Tensors:
     return {name: param.detach().clone() for name, param in model.named_parameters()}
 
 
-def distance(actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]) -> float:
-    """Norm of the difference over the norm of what is expected, of the worst tensor. None equals None only."""
+def distance(actual: Tensors, expected: Tensors) -> float:
+    """Norm of the difference over the norm of what is expected, of the worst tensor. None equals None only.
+
+    A norm counts as a thousandth of the largest at least: some gradients and means are zero but for rounding, those of what
+    a later batch norm takes out again.
+    """
     assert actual.keys() == expected.keys()
+    floor = 1e-3 * max(want.norm().item() for want in expected.values() if want is not None)
     worst = 0.0
     for name, want in expected.items():
         got = actual[name]
         assert (got is None) == (want is None), f"{name}: got {'no' if got is None else 'a'} tensor, expected the opposite"
         if got is not None and want is not None:
-            worst = max(worst, ((got - want).norm() / want.norm()).item() if want.any() else got.norm().item())
+            worst = max(worst, (got - want).norm().item() / max(want.norm().item(), floor))
     return worst
 
 
-def assert_near(
-    actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float = TOLERANCE
-) -> None:
+def assert_near(actual: Tensors, expected: Tensors, tolerance: float = TOLERANCE) -> None:
     error = distance(actual, expected)
     assert error <= tolerance, f"relative difference {error:.3g}, allowed {tolerance:.3g}"
 
@@ -153,7 +158,10 @@ def ddp_training(ddp: dict[str, Any]) -> None:
 
 @case
 def ddp_overlap() -> None:
-    """Buckets are on their way while edges still wait to be run again, in the first step and with rebuilt buckets."""
+    """Buckets are on their way while edges still wait to be run again.
+
+    DDP has one bucket in the first step, and makes its buckets from the order in which that step's gradients came.
+    """
     model = make_model()
     events: list[str] = []
     for layer in model.body:
@@ -177,31 +185,49 @@ def ddp_overlap() -> None:
         assert events.count("edge") == num_edges  # each edge is run once more
         last_edge = max(i for i, event in enumerate(events) if event == "edge")
         before = events[:last_edge].count("reduce")
-        print(step, before, events.count("reduce"), events.index("reduce"), last_edge)
-        assert events.index("reduce") < last_edge / 2, "the first bucket waits for half of the edges"
-        assert before > events.count("reduce") / 2, f"only {before} of {events.count('reduce')} buckets before the last edge"
+        if step > 0:
+            assert events.index("reduce") < num_edges / 2, "the first bucket waits for half of the edges"
+            assert before > events.count("reduce") / 2, f"{before} of {events.count('reduce')} buckets before the last edge"
         events.clear()
 
 
+class SomeLevels(nn.Module):
+    """The pyramid's levels that were asked for."""
+
+    def __init__(self, pyramid: RevBiFPNPyramid) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+
+    def forward(self, image: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        levels: tuple[Tensor, ...] = self.pyramid(image)
+        return levels[first:last]
+
+
 @case
-def ddp_unused_parameters() -> None:
-    """Parameters that took no part, in no process or in one of them, have the gradients of one process."""
-    model = make_model()
+def ddp_unused_parameters(inside: bool) -> None:
+    """Parameters that take no part, in no process or in one of them, get what they get in one process: None, or a gradient.
+
+    A level is left out ``inside`` of the model, where DDP finds it missing in the graph, or by the loss, where it does not.
+    """
+    pyramid = make_model()
+    model: nn.Module = SomeLevels(pyramid)
     single, batch = copy.deepcopy(model), make_batch(1)
     ddp = DistributedDataParallel(model, find_unused_parameters=True)
-    for used_by_rank in ((slice(1, None), slice(1, None)), (slice(None), slice(1, None)), (slice(0, 2), slice(2, 4))):
+
+    def loss(net: nn.Module, image: Tensor, first: int, last: int) -> Tensor:
+        return loss_of(net(image, first, last) if inside else net(image, 0, 4)[first:last])
+
+    for used_by_rank in (((1, 4), (1, 4)), ((0, 4), (1, 4)), ((0, 2), (2, 4))):
         model.zero_grad()
         single.zero_grad()
-        loss_of(ddp(half(batch))[used_by_rank[dist.get_rank()]]).backward()
+        loss(ddp, half(batch), *used_by_rank[dist.get_rank()]).backward()
         for part, used in zip(batch.chunk(dist.get_world_size()), used_by_rank, strict=True):
-            (loss_of(single(part)[used]) / dist.get_world_size()).backward()
-        unused = [name for name, grad in gradients(single).items() if grad is None]
-        print(len(unused), distance(gradients(model), gradients(single)))
+            (loss(single, part, *used) / dist.get_world_size()).backward()
         assert_near(gradients(model), gradients(single))
         if used_by_rank[0] == used_by_rank[1]:
-            last_layer = f"body.{len(model.body) - 1}.up."
-            assert any(name.startswith("neck.0.") for name in unused)
-            assert any(name.startswith(last_layer) for name in unused)
+            unused = [name for name, grad in gradients(single).items() if grad is None]
+            assert any(name.startswith("pyramid.neck.0.") for name in unused)
+            assert any(name.startswith(f"pyramid.body.{len(pyramid.body) - 1}.up.") for name in unused)
 
 
 @case
@@ -242,8 +268,95 @@ def ddp_running_statistics() -> None:
     assert distance(statistics(model), start) > 1e-3
 
 
-def statistics(model: nn.Module) -> dict[str, Tensor | None]:
+def statistics(model: nn.Module) -> Tensors:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+class SyncedNorm(torch.autograd.Function):
+    """What ``torch.nn.SyncBatchNorm`` computes, on CPU: torch has the kernels of its function for GPUs only.
+
+    Takes that function's arguments; ``rounds`` counts how often statistics were gathered.
+    """
+
+    rounds = 0
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        eps: float,
+        momentum: float,
+        group: dist.ProcessGroup,
+        world_size: int,
+    ) -> Tensor:
+        SyncedNorm.rounds += 1
+        sums = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+        dist.all_reduce(sums, group=group)
+        count = world_size * x.numel() // x.shape[1]
+        mean = sums[0] / count
+        var = sums[1] / count - mean.square()
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * count / (count - 1), momentum)
+        scale = torch.rsqrt(var + eps)
+        normed = (x - _channels(mean)) * _channels(scale)
+        ctx.save_for_backward(normed, weight, scale)
+        ctx.group, ctx.count = group, count
+        return normed * _channels(weight) + _channels(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        normed, weight, scale = ctx.saved_tensors
+        grad_bias, grad_weight = grad.sum((0, 2, 3)), (grad * normed).sum((0, 2, 3))
+        sums = torch.stack([grad_bias, grad_weight])
+        dist.all_reduce(sums, group=ctx.group)
+        centred = grad - (_channels(sums[0]) + normed * _channels(sums[1])) / ctx.count
+        return (centred * _channels(weight * scale), grad_weight, grad_bias, *[None] * 6)
+
+
+def _channels(value: Tensor) -> Tensor:
+    return value.view(1, -1, 1, 1)
+
+
+_forward_on_gpu = nn.SyncBatchNorm.forward
+
+
+def _forward_on_cpu(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """SyncBatchNorm takes tensors on GPUs and on the device that a plug-in has registered: let that be the CPU."""
+    with mock.patch("torch._C._get_privateuse1_backend_name", lambda: "cpu"):
+        return _forward_on_gpu(norm, x)
+
+
+@case
+def sync_batch_norm() -> None:
+    """With SyncBatchNorm, two processes in reversible mode do what one does with BatchNorm on the joined batch."""
+    model = make_model(train_norms=True)
+    single, alone, batch = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model), make_batch(1)
+    start = statistics(model)
+    loss_of(single(batch)).backward()
+    loss_of(alone(half(batch))).backward()
+    ddp = DistributedDataParallel(model)  # before the conversion: on CPU it refuses models with SyncBatchNorm
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    num_norms = sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
+    with (
+        mock.patch("torch.nn.modules.batchnorm.sync_batch_norm", SyncedNorm),
+        mock.patch.object(nn.SyncBatchNorm, "forward", _forward_on_cpu),
+    ):
+        loss = loss_of(ddp(half(batch)))
+        assert SyncedNorm.rounds == num_norms > 0
+        loss.backward()
+        assert SyncedNorm.rounds == 2 * num_norms  # once more in the replay
+    counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
+    assert counts == {1}
+    # Batch norm's gradient is a difference of sums over the batch, which costs it a digit or two.
+    assert_near(statistics(synced), statistics(single))
+    assert_near(gradients(synced), gradients(single), 1e-11)
+    assert distance(gradients(alone), gradients(single)) > 1e-3
 
 
 def shard(model: RevBiFPNPyramid) -> RevBiFPNPyramid:
@@ -256,7 +369,7 @@ def shard(model: RevBiFPNPyramid) -> RevBiFPNPyramid:
     return model
 
 
-def full_weights(model: nn.Module) -> dict[str, Tensor | None]:
+def full_weights(model: nn.Module) -> Tensors:
     return {name: cast(DTensor, param).full_tensor().detach().clone() for name, param in model.named_parameters()}
 
 
@@ -275,8 +388,8 @@ def fsdp_training(optimizer: str, **options: Any) -> None:
     make_optimizer = OPTIMIZERS[optimizer]
     train(model, make_optimizer(model), batches, half)
     train(single, make_optimizer(single), batches, whole)
-    print("fsdp", distance(full_weights(model), weights(single)))
-    assert_near(full_weights(model), weights(single), 1e-9)
+    # AdamW divides by the gradient's magnitude, so where that is small it makes a relative 1e-14 of it larger.
+    assert_near(full_weights(model), weights(single), 1e-10)
     assert distance(full_weights(model), start) > 1e-3
 
 
@@ -297,9 +410,7 @@ def fsdp_checkpoint(folder: str) -> None:
     state, optimizer_state = get_state_dict(fresh, fresh_optimizer)
     loaded = {"model": state, "optimizer": optimizer_state}
     checkpoint.load(loaded, checkpoint_id=folder)
-    set_state_dict(
-        fresh, fresh_optimizer, model_state_dict=loaded["model"], optim_state_dict=cast(Any, loaded["optimizer"])
-    )
+    set_state_dict(fresh, fresh_optimizer, model_state_dict=loaded["model"], optim_state_dict=cast(Any, loaded["optimizer"]))
     assert_near(full_weights(fresh), saved, 0.0)
 
     train(model, optimizer, batches[2:], half)

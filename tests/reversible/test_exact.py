@@ -65,7 +65,9 @@ def test_activations_between_the_layers_are_rebuilt_bit_for_bit() -> None:
     seen: dict[str, list[Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Edge):
-            module.register_forward_pre_hook(lambda m, args, name=name: seen.setdefault(name, []).append(args[0].detach().clone()))
+            module.register_forward_pre_hook(
+                lambda m, args, name=name: seen.setdefault(name, []).append(args[0].detach().clone())
+            )
     loss_of(model(*streams(size=16))).backward()
     assert seen
     for first, second in seen.values():  # the edge's input in forward, and rebuilt in backward

@@ -163,7 +163,9 @@ def test_wrong_channels_name_the_edge() -> None:
     with pytest.raises(RuntimeError, match="expected input.* to have 4 channels, but got 5") as caught:
         ReversibleSequential(silo(2, 2))(torch.randn(1, 5, 8, 8), torch.randn(1, 6, 4, 4))
     assert any("RevSilo's edge down[0][1]" in note for note in caught.value.__notes__)
-    with pytest.raises(ValueError, match=r"edge down\[0\]\[1\] returned shape \(1, 6, 4, 4\), its target stream has \(1, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"edge down\[0\]\[1\] returned shape \(1, 6, 4, 4\), its target stream has \(1, 1, 4, 4\)"
+    ):
         silo(2, 2)(torch.randn(1, CHANNELS[0], 8, 8), torch.randn(1, 1, 4, 4))
     with pytest.raises(ValueError, match="must be even to be split in halves, got 3"):
         blocks(1)(torch.randn(1, 3, 8, 8))

@@ -1,0 +1,130 @@
+"""Pictures of a detector's predictions beside the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+try:
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+    from mmengine.dataset import pseudo_collate
+except ImportError as error:
+    raise ImportError("this needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
+
+_TRUTH = (255, 255, 255)
+_MASK_OPACITY = 0.5
+
+Pixels = NDArray[np.uint8]
+
+
+def draw_predictions(
+    cfg: Config, model: nn.Module, folder: Path, count: int = 8, side: int = 512, score_threshold: float = 0.5
+) -> list[Path]:
+    """Draw predictions over the first images of a config's test set, one PNG for each.
+
+    Predictions: mask, box, class and score in the class' colour. Ground truth: a thin white box, its class under it.
+
+    Args:
+        model: the detector, on the device to use.
+        folder: is made if needed.
+        count: images at most.
+        side: the longer side of the pictures in pixels.
+        score_threshold: predictions under it are left out.
+
+    Returns:
+        The files, in the data set's order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for sample, meta in _predict(cfg, model, count):
+        picture = _draw(sample, meta, side, score_threshold)
+        files.append(folder / f"{Path(sample.img_path).stem}.png")
+        picture.save(files[-1])
+    return files
+
+
+def contact_sheet(files: Sequence[Path], target: Path, columns: int = 4, side: int = 300, gap: int = 6) -> None:
+    """Put pictures side by side into one PNG of 256 colours, each fitted into (side, side) pixels.
+
+    Raises:
+        ValueError: if there are no pictures.
+    """
+    if not files:
+        raise ValueError("no pictures for a contact sheet: the test set is empty")
+    columns = min(columns, len(files))
+    rows = -(-len(files) // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
+    for index, file in enumerate(files):
+        picture = Image.open(file)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (index % columns * (side + gap), index // columns * (side + gap)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+@torch.no_grad()
+def _predict(cfg: Config, model: nn.Module, count: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(data sample with ``gt_instances`` and ``pred_instances``, the data set's ``metainfo``) of each image."""
+    register_all_modules(init_default_scope=True)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    model.eval()
+    for index in range(min(count, len(dataset))):
+        samples: Any = model.test_step(pseudo_collate([dataset[index]]))  # type: ignore[operator]
+        yield samples[0], dataset.metainfo
+
+
+def _draw(sample: Any, meta: dict[str, Any], side: int, score_threshold: float) -> Image.Image:
+    image = Image.open(sample.img_path).convert("RGB")
+    scale = side / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
+    truth = sample.gt_instances.cpu()
+    found = sample.pred_instances.cpu()
+    found = found[found.scores >= score_threshold]
+
+    for label, mask in zip(found.labels, found.get("masks", ()), strict=False):
+        _tint(pixels, mask.numpy(), meta["palette"][label])
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, side // 20))
+    for label, box in zip(truth.labels, _corners(truth.bboxes), strict=True):
+        x0, y0, x1, y1 = (float(c) * scale for c in box)
+        draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), outline=_TRUTH)
+        _write(draw, (x1, y1), meta["classes"][label], (0, 0, 0), _TRUTH, font, "rd")
+    for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True):
+        colour = tuple(meta["palette"][label])
+        x0, y0, x1, y1 = (float(c) * scale for c in box)
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, side // 200))
+        _write(draw, (x0, y0), f"{meta['classes'][label]}: {score:.2f}", (255, 255, 255), colour, font, "la")
+    return picture
+
+
+def _corners(boxes: Any) -> torch.Tensor:
+    """MMDetection's box type or a tensor -> (boxes, 4), x0 y0 x1 y1."""
+    corners: torch.Tensor = getattr(boxes, "tensor", boxes)
+    return corners
+
+
+def _tint(pixels: Pixels, mask: NDArray[np.bool_], colour: Sequence[int]) -> None:
+    """Blend a colour over the mask's pixels, in place; the mask may have another size."""
+    height, width = pixels.shape[:2]
+    scaled = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+    where = np.asarray(scaled) >= 128
+    blended = (1 - _MASK_OPACITY) * pixels[where] + _MASK_OPACITY * np.array(colour)
+    pixels[where] = blended.round().astype(np.uint8)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: Any, background: Any, font: Any, anchor: str
+) -> None:
+    draw.rectangle(draw.textbbox(at, text, font=font, anchor=anchor), fill=background)
+    draw.text(at, text, fill=colour, font=font, anchor=anchor)

@@ -1,0 +1,40 @@
+"""DistributedDataParallel over two gloo processes; what each test promises is the docstring of its case in ``_workers.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ._processes import Launch
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"reversible": False}], ids=["reversible", "exact", "stored"])
+def test_gradients_are_those_of_one_process(launch: Launch, options: dict[str, Any]) -> None:
+    launch("ddp_gradients", **options)
+
+
+@pytest.mark.parametrize("option", ["static_graph", "gradient_as_bucket_view"])
+def test_training_with_option(launch: Launch, option: str) -> None:
+    launch("ddp_training", ddp={option: True})
+
+
+def test_buckets_are_reduced_while_backward_runs(launch: Launch) -> None:
+    launch("ddp_overlap")
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in-model", "in-loss"])
+def test_unused_parameters(launch: Launch, inside: bool) -> None:
+    launch("ddp_unused_parameters", inside=inside)
+
+
+def test_gradient_accumulation(launch: Launch) -> None:
+    launch("ddp_accumulation")
+
+
+def test_running_statistics_move_once_a_step(launch: Launch) -> None:
+    launch("ddp_running_statistics")
+
+
+def test_sync_batch_norm(launch: Launch) -> None:
+    launch("sync_batch_norm")

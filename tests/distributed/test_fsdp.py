@@ -1,0 +1,22 @@
+"""FSDP2 over two gloo processes; what each test promises is the docstring of its case in ``_workers.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ._processes import Launch
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_equals_one_process(launch: Launch, optimizer: str) -> None:
+    launch("fsdp_training", optimizer=optimizer)
+
+
+def test_exact_mode(launch: Launch) -> None:
+    launch("fsdp_training", optimizer="sgd", exact=True)
+
+
+def test_checkpoint_goes_on_bit_for_bit(launch: Launch, tmp_path: Path) -> None:
+    launch("fsdp_checkpoint", folder=str(tmp_path / "checkpoint"))

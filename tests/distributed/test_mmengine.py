@@ -1,0 +1,95 @@
+"""MMEngine's distributed training over two gloo processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ._processes import ROOT, WORLD_SIZE, run_all
+
+pytest.importorskip("mmdet")
+pytest.importorskip("skimage")
+
+ITERATIONS = 3
+
+# MMEngine asks for a GPU before it starts a process group, and leaves a group alone that is there already.
+PLUG_IN = """
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+dist.init_process_group("gloo")
+
+
+@HOOKS.register_module()
+class SameWeights(Hook):
+    def before_train(self, runner):
+        self.start = self.weights(runner)
+
+    def after_train(self, runner):
+        mine = self.weights(runner)
+        everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, mine)
+        assert all(torch.equal(mine, theirs) for theirs in everyones), "the processes' weights differ"
+        assert not torch.equal(mine, self.start), "no weight has changed"
+
+    def weights(self, runner):
+        return torch.nn.utils.parameters_to_vector(runner.model.parameters()).detach().clone()
+"""
+
+CONFIG = """
+_base_ = "{demo}"
+custom_imports = dict(imports=["revbifpn.integrations.mmdet", "start_gloo"])
+model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+custom_hooks = [dict(type="SameWeights")]
+env_cfg = dict(dist_cfg=dict(backend="gloo"))
+train_cfg = dict(max_iters={iterations}, val_interval=1000)
+train_dataloader = dict(batch_size=2, dataset=dict(data_root="{data}/"))
+val_dataloader = dict(dataset=dict(data_root="{data}/"))
+val_evaluator = dict(ann_file="{data}/annotations/val.json")
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval={iterations}))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_launcher_pytorch_trains_the_demo(tmp_path: Path) -> None:
+    """Two processes train the demo's Mask R-CNN on RevBiFPN-S0: finite losses, the same weights in both,
+    statistics moved once an iteration; then they validate.
+    """
+    from revbifpn.integrations.demo_data import DemoDataParameters, make_demo_data
+
+    data, work = tmp_path / "data", tmp_path / "work"
+    make_demo_data(data, DemoDataParameters(num_train=8, num_val=2, image_size=64))
+    demo = ROOT / "configs/demo/mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(demo=demo.as_posix(), data=data.as_posix(), iterations=ITERATIONS))
+    (tmp_path / "start_gloo.py").write_text(PLUG_IN)
+
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={WORLD_SIZE}", "--master_addr=127.0.0.1"]
+    train = [str(ROOT / "tools/train.py"), str(config), "--launcher", "pytorch", "--work-dir", str(work)]
+    command = [sys.executable, *launcher, f"--master_port={free_port()}", *train]
+    run_all([command], tmp_path, timeout=240, PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+
+    (log,) = work.glob("*/*.log")
+    assert "Distributed launcher: pytorch" in log.read_text()
+    assert f"GPU number: {WORLD_SIZE}" in log.read_text()  # MMEngine's name for the number of processes
+    (scalars,) = work.glob("*/vis_data/scalars.json")
+    *steps, validation = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert len(steps) == ITERATIONS
+    assert all(math.isfinite(step["loss"]) for step in steps)
+    assert {"coco/bbox_mAP", "coco/segm_mAP"} <= validation.keys()
+    state = torch.load(work / f"iter_{ITERATIONS}.pth", map_location="cpu", weights_only=False)["state_dict"]
+    counts = {int(value) for name, value in state.items() if name.startswith("backbone.") and name.endswith("_tracked")}
+    assert counts == {ITERATIONS}

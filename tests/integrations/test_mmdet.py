@@ -1,0 +1,190 @@
+"""The MMDetection backbone: options, checkpoints, and what it hands to mmcv's operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mmcv.ops import RoIAlign, batched_nms, nms
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from revbifpn import CheckpointError, RevBiFPNPyramid, convert_checkpoint
+from revbifpn.integrations.mmdet import RevBiFPN
+from tests.oracle import image, reference_state_dict
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DETECTOR_PARAMETERS = {"s0": 22.19, "s1": 23.12, "s2": 26.50, "s3": 33.04, "s4": 55.52, "s5": 80.47, "s6": 130.15}
+
+
+def grads(module: nn.Module) -> list[bool]:
+    return [p.grad is not None for p in module.parameters()]
+
+
+def test_registered_at_the_root_registry() -> None:
+    """So MMDetection, MMSegmentation and the others find it through their parent registry."""
+    from mmdet.registry import MODELS as DET_MODELS
+
+    assert MODELS.get("RevBiFPN") is RevBiFPN
+    init_default_scope("mmdet")
+    assert isinstance(DET_MODELS.build(dict(type="RevBiFPN", variant="s0")), RevBiFPN)
+
+
+@pytest.mark.parametrize("name", DETECTOR_PARAMETERS)
+def test_configs_build_detectors_with_the_published_parameter_counts(name: str) -> None:
+    from mmdet.registry import MODELS as DET_MODELS
+
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(CONFIGS / "mask_rcnn" / f"mask-rcnn_revbifpn-{name}_hrfpn_1x_coco.py")
+    assert cfg.model.data_preprocessor.pad_size_divisor == 32
+    assert cfg.train_dataloader.dataset.data_root == "data/coco/"
+    with torch.device("meta"):
+        detector = DET_MODELS.build(cfg.model)
+    count = sum(p.numel() for p in detector.parameters())
+    assert round(count / 1e6, 2) == DETECTOR_PARAMETERS[name]
+    if name == "s0":
+        assert count == 22_194_264
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_levels_are_contiguous_and_equal_the_pyramids(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    backbone = RevBiFPN("s0", channels_last=channels_last).eval()
+    pyramid = RevBiFPNPyramid("s0").eval()
+    pyramid.load_state_dict(backbone.state_dict())
+    x = image(2, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(x), pyramid(x), strict=True):
+            assert ours.is_contiguous()
+            # Other memory format, other order of sums in float32.
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_roi_align_on_the_backbones_outputs_equals_torchvisions(channels_last: bool) -> None:
+    """mmcv's CPU RoIAlign is silently wrong on channels_last features; both values and gradients are held here."""
+    torch.manual_seed(0)
+    backbone = RevBiFPN("s0", channels_last=channels_last).train()
+    rois = torch.tensor([[0, 3.0, 5.0, 60.0, 40.0], [1, 10.0, 2.0, 33.0, 63.0], [1, 0.0, 0.0, 95.0, 63.0]])
+    for level, stride in zip(backbone(image(2, 64, 96)), (4, 8, 16, 32), strict=True):
+        ours, theirs = level.detach().requires_grad_(), level.detach().clone().requires_grad_()
+        a = RoIAlign(7, 1 / stride, sampling_ratio=2, aligned=True)(ours, rois)
+        b = torchvision.ops.roi_align(theirs, rois, 7, 1 / stride, sampling_ratio=2, aligned=True)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+        # Heads hand gradients back in any memory format.
+        grad = torch.randn_like(a).contiguous(memory_format=torch.channels_last)
+        a.backward(grad)
+        b.backward(grad)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_nms_on_strided_boxes_equals_torchvisions() -> None:
+    """Another operator of the kind: boxes and scores that are views of a wider tensor."""
+    torch.manual_seed(0)
+    wide = torch.rand(200, 10) * 50
+    wide[:, 2:4] += wide[:, :2]
+    boxes, scores = wide[:, :4], wide[:, 5]
+    assert not boxes.is_contiguous()
+    assert not scores.is_contiguous()
+    _, ours = nms(boxes, scores, 0.5)
+    assert torch.equal(ours, torchvision.ops.nms(boxes, scores, 0.5))
+    labels = torch.randint(0, 3, (200,))
+    _, ours = batched_nms(boxes, scores, labels, dict(type="nms", iou_threshold=0.5))
+    assert torch.equal(ours, torchvision.ops.batched_nms(boxes, scores, labels, 0.5))
+
+
+def test_out_indices() -> None:
+    backbone = RevBiFPN("s0", out_indices=(1, 3)).train()
+    levels = backbone(image(2, 64, 64))
+    assert [level.shape[1] for level in levels] == [64, 320]
+    sum(level.mean() for level in levels).backward()
+    assert all(grads(backbone.neck))
+    assert len(list(backbone.neck[0].parameters())) == 0
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 5])
+def test_frozen_stages_get_no_gradient_and_move_no_statistics(frozen_stages: int) -> None:
+    backbone = RevBiFPN("s0", frozen_stages=frozen_stages).train()
+    sum(level.mean() for level in backbone(image(2, 64, 64))).backward()
+    for stage in range(5):
+        for layer in backbone.stage_layers(stage):
+            frozen = stage < frozen_stages
+            assert not any(grads(layer)) if frozen else all(grads(layer))
+            moved = {int(m.num_batches_tracked) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)}
+            assert moved == ({0} if frozen else {1})
+    assert all(grads(backbone.neck))
+
+
+def test_norm_eval_survives_train() -> None:
+    backbone = RevBiFPN("s0", norm_eval=True).train()
+    assert backbone.training
+    assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    sum(level.mean() for level in backbone(image(2, 64, 64))).backward()
+    assert {int(m.num_batches_tracked) for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)} == {0}
+    assert all(grads(backbone))
+
+
+def test_modes_are_options() -> None:
+    assert not RevBiFPN("s0", reversible=False).body.reversible
+    assert RevBiFPN("s0", exact=True).body.exact_bits == 13
+    assert {
+        m.drop_prob for m in RevBiFPN("s0", drop_path_rate=0.5).stage_layers(4)[0].modules() if hasattr(m, "drop_prob")
+    } == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(variant="s9"), "unknown RevBiFPN variant 's9': choose one of s0"),
+        (dict(out_indices=(0, 4)), r"out_indices must be some of 0..3 .*, got \(0, 4\)"),
+        (dict(out_indices=()), r"out_indices must be some of 0..3 .*, got \(\)"),
+        (dict(frozen_stages=6), r"frozen_stages must be in -1..5 \(RevBiFPN-s0 has 5 stages\), got 6"),
+        (dict(frozen_stages=-2), r"frozen_stages must be in -1..5 .*, got -2"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RevBiFPN(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["published", "own", "detector"])
+def test_pretrained_checkpoint_loads_and_says_what_was_left_out(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = reference_state_dict("revbifpn_s0")
+    own = convert_checkpoint(reference)
+    content = {"published": reference, "own": own, "detector": {f"backbone.{k}": v for k, v in own.items() if k[0] != "h"}}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": content[layout]}, path)
+    backbone = RevBiFPN("s0", out_indices=(0, 1, 2), init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    messages: list[str] = []
+    monkeypatch.setattr("revbifpn.integrations.mmdet.print_log", lambda message, **_: messages.append(message))
+    backbone.init_weights()
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, own[key]), key
+    assert f"loaded {len(backbone.state_dict())} tensors" in messages[0]
+    assert ("(neck)" if layout == "detector" else "(head, neck)") in messages[0]
+
+
+def test_pretrained_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
+    torch.save(RevBiFPNPyramid("s1").state_dict(), tmp_path / "s1.pth")
+    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "s1.pth")))
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    with pytest.raises(CheckpointError, match="checkpoint of RevBiFPN-s1, the model is RevBiFPN-s0"):
+        backbone.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_missing_pretrained_checkpoint_is_named() -> None:
+    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint="nowhere.pth"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        backbone.init_weights()
+
+
+def test_other_initialisers_of_mmengine_work() -> None:
+    backbone = RevBiFPN("s0", init_cfg=dict(type="Constant", layer="Conv2d", val=0.5))
+    backbone.init_weights()
+    assert (backbone.neck[0].project.conv.weight == 0.5).all()

@@ -1,0 +1,92 @@
+"""The whole demo: make the data, train RevBiFPN-S0 in Mask R-CNN on it, evaluate, draw pictures. Minutes on 2 CPU cores.
+
+It trains from scratch each time, unless --resume goes on from the newest checkpoint; data that is there is kept. The exit
+status is 1 if the box AP50 that is reached is under --min-box-ap50.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+CONFIG = TOOLS.parent / "configs/demo/mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("work_dirs/demo"),
+        help="for checkpoints, logs and pictures, from the repository's root",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the work folder, if any")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (default: 0)")
+    parser.add_argument("--min-box-ap50", type=float, default=0.60, help="box AP50 to reach (default: %(default)s)")
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    print(f"\n==> {text}", flush=True)
+
+
+def run(tool: str, *arguments: str | Path) -> None:
+    """Run another tool, its output passed through; ends the program with its status if it fails."""
+    # While other programs run, OpenMP threads that wait by spinning made iterations ten times slower.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    status = subprocess.run([sys.executable, TOOLS / tool, *arguments], env=environment).returncode
+    if status:
+        sys.exit(f"demo: tools/{tool} failed with status {status}; its message is above")
+
+
+def evaluate(checkpoint: Path, work_dir: Path) -> dict[str, float]:
+    """CocoMetric's results on the validation images."""
+    from mmengine.config import Config
+
+    from revbifpn.integrations.runner import build_runner
+
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir, cfg.load_from = str(work_dir / "test"), str(checkpoint)
+    metrics: dict[str, float] = build_runner(cfg).test()
+    return metrics
+
+
+def main() -> None:
+    args = parse_args()
+    begin = time.monotonic()
+    os.chdir(TOOLS.parent)  # the config's data folder is relative to it
+    say("1/4 Semi-synthetic data")
+    run("make_demo_data.py")
+
+    how = "going on from the newest checkpoint, if there is one" if args.resume else "from scratch (--resume goes on instead)"
+    say(f"2/4 Training, {how}; eta in the lines below is the time left")
+    resume = ["--resume"] if args.resume else []
+    seed = ["--cfg-options", f"randomness.seed={args.seed}"]
+    run("train.py", CONFIG, "--work-dir", args.work_dir, *resume, *seed)
+    checkpoint = Path((args.work_dir / "last_checkpoint").read_text().strip())
+
+    say("3/4 Evaluation on the validation images")
+    metrics = evaluate(checkpoint, args.work_dir)
+
+    say("4/4 Pictures")
+    run("draw_predictions.py", CONFIG, checkpoint, "--out", args.work_dir)
+
+    box, mask = metrics["coco/bbox_mAP_50"], metrics["coco/segm_mAP_50"]
+    say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes: box AP50 {box:.3f}, mask AP50 {mask:.3f}")
+    print(f"pictures:   {args.work_dir / 'predictions.png'}, {args.work_dir / 'images'}")
+    print(f"checkpoint: {checkpoint}")
+    print(f"logs:       {args.work_dir}")
+    if box < args.min_box_ap50:
+        sys.exit(
+            f"demo: box AP50 {box:.3f} is under {args.min_box_ap50:.2f}; try another --seed, or train for longer "
+            f"(max_iters in {CONFIG.name})"
+        )
+
+
+if __name__ == "__main__":
+    main()
