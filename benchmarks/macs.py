@@ -70,7 +70,7 @@ def main() -> None:
     rows = []
     print("| model | image | MACs, torch's rules | MACs, published rules | published |\n|---|---|---|---|---|")
     for name, variant in VARIANTS.items():
-        row = {
+        row: dict[str, str | int] = {
             "model": f"revbifpn_{name}",
             "image_size": variant.image_size,
             "macs_torch": count_macs(variant),
@@ -78,7 +78,7 @@ def main() -> None:
             "macs_published": PUBLISHED[name],
         }
         rows.append(row)
-        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else v for v in row.values()) + " |", flush=True)
+        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |", flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 

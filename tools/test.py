@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config
+from revbifpn.models.checkpoints import check_integrity
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,8 +23,7 @@ def main() -> None:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args)
-    if not args.checkpoint.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {args.checkpoint}")
+    check_integrity(args.checkpoint)
     cfg.load_from = str(args.checkpoint)
     if args.amp:
         cfg.test_cfg.fp16 = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config
+from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config, resume_from
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,8 +30,7 @@ def main() -> None:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+        resume_from(cfg, args.resume)
     check_data(cfg, "train_dataloader", "val_dataloader")
     build_runner(cfg).train()
 

@@ -3,5 +3,5 @@ _base_ = [
     "models/mask-rcnn_revbifpn_hrfpn.py",
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",
-    "mmdet::_base_/default_runtime.py",
+    "default_runtime.py",
 ]

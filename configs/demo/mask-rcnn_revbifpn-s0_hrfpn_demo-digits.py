@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/mask-rcnn_revbifpn_hrfpn.py",
     "../_base_/datasets/demo_digits.py",
-    "mmdet::_base_/default_runtime.py",
+    "../_base_/default_runtime.py",
 ]
 
 channels = 64

@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 def draw_predictions(
-    cfg: Config, model: nn.Module, folder: Path, count: int = 8, side: int = 512, score_threshold: float = 0.5
+    cfg: Config, model: nn.Module, folder: Path, count: int = 8, side: int = 480, score_threshold: float = 0.5
 ) -> list[Path]:
     """Draw predictions over the first images of a config's test set, one PNG for each.
 
@@ -52,7 +52,7 @@ def draw_predictions(
     return files
 
 
-def contact_sheet(files: Sequence[Path], target: Path, columns: int = 4, side: int = 300, gap: int = 6) -> None:
+def contact_sheet(files: Sequence[Path], target: Path, columns: int = 4, side: int = 236, gap: int = 6) -> None:
     """Put pictures side by side into one PNG of 256 colours, each fitted into (side, side) pixels.
 
     Raises:
@@ -68,7 +68,7 @@ def contact_sheet(files: Sequence[Path], target: Path, columns: int = 4, side: i
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         sheet.paste(picture, (index % columns * (side + gap), index // columns * (side + gap)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    sheet.quantize(256, kmeans=1, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _draw(sample: Any, meta: dict[str, Any], side: int, score_threshold: float) 
         _tint(pixels, mask.numpy(), meta["palette"][label])
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(10, side // 20))
+    font: Any = ImageFont.load_default(max(10, side // 19))
     for label, box in zip(truth.labels, _corners(truth.bboxes), strict=True):
         x0, y0, x1, y1 = (float(c) * scale for c in box)
         draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), outline=_TRUTH)
@@ -104,7 +104,9 @@ def _draw(sample: Any, meta: dict[str, Any], side: int, score_threshold: float) 
         colour = tuple(meta["palette"][label])
         x0, y0, x1, y1 = (float(c) * scale for c in box)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, side // 200))
-        _write(draw, (x0, y0), f"{meta['classes'][label]}: {score:.2f}", (255, 255, 255), colour, font, "la")
+        text = f"{meta['classes'][label]}: {score:.2f}"
+        below = y0 < 1.5 * font.size  # no room over the box
+        _write(draw, (x0, y0), text, (255, 255, 255), colour, font, "la" if below else "ld")
     return picture
 
 

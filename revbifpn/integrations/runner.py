@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from revbifpn.models.checkpoints import CheckpointError, check_integrity
 
 try:
     from mmengine.config import Config, ConfigDict, DictAction
@@ -51,8 +55,68 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def resume_from(cfg: Config, checkpoint: str) -> None:
+    """Set the config to go on from a checkpoint.
+
+    Args:
+        checkpoint: a file, or ``"auto"`` for the newest checkpoint of the work folder that is not damaged. None there at
+            all: training starts from the beginning.
+
+    Raises:
+        FileNotFoundError, CheckpointError: if the named file is missing or damaged, or all files of the folder are.
+    """
+    cfg.resume = True
+    folder = Path(cfg.work_dir) if checkpoint == "auto" else Path(checkpoint).parent
+    candidates = _checkpoints(folder)
+    if checkpoint == "auto":
+        refused = []
+        for path in candidates:
+            try:
+                check_integrity(path)
+            except CheckpointError as error:
+                refused.append(str(error))
+                print(f"refused: {error}", file=sys.stderr)
+                continue
+            print(f"going on from {path}", file=sys.stderr)
+            cfg.load_from = str(path)
+            return
+        if refused:
+            raise CheckpointError("no usable checkpoint: " + "; ".join(refused) + ". Start again without --resume")
+        cfg.resume = False
+        print(f"no checkpoint in {folder} yet: starting from the beginning", file=sys.stderr)
+        return
+    try:
+        check_integrity(checkpoint)
+    except CheckpointError as error:
+        others = [path for path in candidates if path != Path(checkpoint) and _is_intact(path)]
+        hint = f". The newest usable one is {others[0]}: --resume {others[0]}" if others else ""
+        raise CheckpointError(f"{error}{hint}") from error
+    cfg.load_from = checkpoint
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that MMEngine wrote into a folder, newest first."""
+
+    def step(path: Path) -> int:
+        digits = path.stem.rpartition("_")[2]
+        return int(digits) if digits.isdigit() else -1
+
+    paths = [path for pattern in ("iter_*.pth", "epoch_*.pth") for path in folder.glob(pattern)]
+    return sorted(paths, key=step, reverse=True)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        check_integrity(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner that a config asks for."""
+    """Build the Runner that a config asks for. Checkpoints are never unpickled freely."""
+    # MMEngine tries a safe load first, but then falls back to unpickling whatever the file holds.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
 
 

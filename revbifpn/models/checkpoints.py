@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,8 +107,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: if it is no checkpoint, damaged, or of another model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
+    check_integrity(path)
     try:
         if path.suffix == ".safetensors":
             try:
@@ -126,6 +127,34 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             "other objects than tensors"
         ) from error
     return _state_dict(content, path)
+
+
+def check_integrity(path: str | Path) -> None:
+    """Check that a checkpoint file is there and as it was written.
+
+    ``torch.save`` writes a zip archive with a checksum for each record; ``torch.load`` does not look at the checksums, so
+    a flipped bit would load as a wrong weight.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is truncated, or a record does not match its checksum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if not is_archive:  # safetensors, or torch's format before 1.6: their readers tell
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}; it may be truncated, by a disk that ran full for example"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: record {damaged!r} does not match its checksum")
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 # A leaf config sets the variant and the neck's in_channels.
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 
-custom_imports = dict(imports=["revbifpn.integrations.mmdet"])
-
 model = dict(
     # RevBiFPN's coarsest stride is 32, so image sides must be multiples of it: the preprocessor pads them.
     data_preprocessor=dict(pad_size_divisor=32),

@@ -1,0 +1,35 @@
+# Two commands for newcomers, `make demo` and `make test`; both set up .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 18
+
+setup: $(READY) ## create .venv with torch, the detection stack and this project
+
+$(READY): tools/setup.sh requirements/constraints.txt pyproject.toml
+	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY) ## make a small data set, train a Mask R-CNN on it, evaluate, draw predictions (about 15 minutes on 2 cores)
+	$(BIN)/python tools/demo.py
+
+test: $(READY) lint ## format check, lint, types, and all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code as ruff formats it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what the demo and the tools wrote (not .venv)
+	rm -rf work_dirs data/demo_digits .pytest_cache .mypy_cache .ruff_cache

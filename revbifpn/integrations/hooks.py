@@ -1,0 +1,173 @@
+"""MMEngine hooks for long trainings: resuming bit for bit, and losses that are no numbers.
+
+Registered at MMEngine's root registry; ``configs/_base_/default_runtime.py`` switches both on.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+try:
+    import mmengine.dist as dist
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
+    from mmengine.runner import IterBasedTrainLoop, Runner
+except ImportError as error:
+    raise ImportError("this needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Makes a resumed training equal to one that was never interrupted, bit for bit, in a single process.
+
+    MMEngine restores weights, optimizer, schedule and the sampler's position. This hook adds the random state (sampled RoIs,
+    dropout) and keeps validation from moving it. What it cannot restore is random state inside dataloader workers: for
+    bit-identity use a data pipeline without randomness, or ``num_workers=0``.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, Any] | None = None
+        self._before_val: dict[str, Any] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Put the random state into the checkpoint."""
+        checkpoint["random_state"] = _get_random_state()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Remember the checkpoint's random state, if this is a resumption."""
+        if runner._resume:
+            self._resumed = checkpoint.get("random_state")
+
+    def before_train(self, runner: Runner) -> None:
+        """Iteration-based loops: restore once the dataloader has been advanced, which itself draws random numbers."""
+        if self._resumed is None or not isinstance(runner.train_loop, IterBasedTrainLoop):
+            return
+        iterator = runner.train_loop.dataloader_iterator
+        advance = iterator.skip_iter
+
+        def advance_and_restore(num_iters: int) -> None:
+            advance(num_iters)
+            if iterator._iterator is None:  # the dataloader draws its workers' seed when its iterator is made
+                iterator._iterator = iter(iterator._dataloader)
+            self._restore()
+
+        iterator.skip_iter = advance_and_restore
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Epoch-based loops resume between epochs."""
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._resumed is not None:
+            _set_random_state(self._resumed)
+            self._resumed = None
+
+    def before_val(self, runner: Runner) -> None:
+        """Validation must not move the training's random state: a resumed training may not repeat it."""
+        self._before_val = _get_random_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Set the training's random state back."""
+        if self._before_val is not None:
+            _set_random_state(self._before_val)
+            self._before_val = None
+
+
+def _get_random_state() -> dict[str, Any]:
+    """All global random states as plain containers and tensors, which load with ``weights_only=True``."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss was NaN or infinite."""
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Reports a loss that is NaN or infinite with its step, before it reaches the weights, and stops or skips.
+
+    A skipped step changes neither weights nor optimizer state nor running statistics. In distributed training all
+    processes do the same, if the loss of any of them is not finite.
+
+    Args:
+        action: ``"stop"`` raises :class:`NonFiniteLossError`; ``"skip"`` leaves the step out and goes on.
+        max_skips: with ``"skip"``, stop after so many skipped steps in a row.
+
+    Raises:
+        ValueError: for another action.
+    """
+
+    def __init__(self, action: str = "stop", max_skips: int = 20) -> None:
+        if action not in ("stop", "skip"):
+            raise ValueError(f"NonFiniteLossHook: action must be 'stop' or 'skip', got {action!r}")
+        self.action = action
+        self.max_skips = max_skips
+        self._skipped_in_a_row = 0
+        self._buffers: list[Tensor] = []
+        self._kept: list[Tensor] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Stand in front of the optimizer wrapper's update."""
+        wrapper = runner.optim_wrapper
+        update = wrapper.update_params
+
+        def guarded_update(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            finite = torch.isfinite(loss.detach()).all().float()
+            dist.all_reduce(finite, "min")
+            if finite.item() == 1:
+                self._skipped_in_a_row = 0
+                update(loss, *args, **kwargs)
+            else:
+                self._report(runner, float(loss.detach()))
+
+        wrapper.update_params = guarded_update
+        if self.action == "skip":
+            self._buffers = [buffer for module in runner.model.modules() for buffer in _statistics(module)]
+            self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep the running statistics: a forward pass on bad values would spoil them for good."""
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
+
+    def _report(self, runner: Runner, loss: float) -> None:
+        message = f"loss is {loss} at step {runner.iter + 1} (on this process)"
+        self._skipped_in_a_row += 1
+        if self.action == "stop" or self._skipped_in_a_row > self.max_skips:
+            again = f", and {self.max_skips} steps before it were skipped" if self.action == "skip" else ""
+            raise NonFiniteLossError(
+                f"{message}{again}: training stopped, the weights are those of the step before. Look at the data and the "
+                "learning rate; NonFiniteLossHook(action='skip') leaves such steps out."
+            )
+        runner.logger.warning(f"{message}: step skipped, weights and running statistics are unchanged")
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            buffer.copy_(kept)
+        runner.optim_wrapper.zero_grad()
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return list(module.buffers(recurse=False)) if isinstance(module, nn.modules.batchnorm._NormBase) else []
