@@ -18,6 +18,7 @@ from revbifpn.reversible import (
     RevBlock,
     ReversibleSequential,
     RevSilo,
+    compile_edges,
     set_exact,
     set_reversible,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RevSilo",
     "ReversibleSequential",
     "Variant",
+    "compile_edges",
     "convert_checkpoint",
     "load_checkpoint",
     "set_exact",

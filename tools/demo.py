@@ -46,12 +46,10 @@ def run(tool: str, *arguments: str | Path) -> None:
 
 def evaluate(checkpoint: Path, work_dir: Path) -> dict[str, float]:
     """CocoMetric's results on the validation images."""
-    from mmengine.config import Config
+    from revbifpn.integrations.runner import build_runner, load_config
 
-    from revbifpn.integrations.runner import build_runner
-
-    cfg = Config.fromfile(CONFIG)
-    cfg.work_dir, cfg.load_from = str(work_dir / "test"), str(checkpoint)
+    cfg = load_config(argparse.Namespace(config=CONFIG, launcher="none", cfg_options=None, work_dir=work_dir / "test"))
+    cfg.load_from = str(checkpoint)
     metrics: dict[str, float] = build_runner(cfg).test()
     return metrics
 
@@ -89,4 +87,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted; --resume goes on from the newest checkpoint (one every 100 iterations)")

@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 channels = 64
-num_classes = 5
+num_classes = 5  # as many as classes in the data set's config
 norm_cfg = dict(type="BN")
 
 model = dict(

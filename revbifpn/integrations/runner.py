@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
+
 from revbifpn.models.checkpoints import CheckpointError, check_integrity
 
 try:
@@ -117,6 +120,11 @@ def build_runner(cfg: Config) -> Runner:
     """Build the Runner that a config asks for. Checkpoints are never unpickled freely."""
     # MMEngine tries a safe load first, but then falls back to unpickling whatever the file holds.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    if cfg.launcher == "pytorch" and not torch.cuda.is_available():
+        # MMEngine asks for a GPU before it starts a process group, but leaves alone a group that is there already.
+        torch.distributed.init_process_group("gloo")
+        wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+        cfg.model_wrapper_cfg = cfg.get("model_wrapper_cfg") or wrapper
     return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
 
 

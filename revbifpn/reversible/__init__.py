@@ -1,5 +1,6 @@
 """The reversible engine: layers with an inverse, trained without keeping their activations. Imports torch only."""
 
+from revbifpn.reversible.compile import compile_edges
 from revbifpn.reversible.exact import ExactReversalWarning
 from revbifpn.reversible.layers import RevBlock, ReversibleLayer, RevSilo, SpaceToDepth, StreamWise
 from revbifpn.reversible.recompute import recompute
@@ -13,6 +14,7 @@ __all__ = [
     "ReversibleSequential",
     "SpaceToDepth",
     "StreamWise",
+    "compile_edges",
     "recompute",
     "set_exact",
     "set_reversible",

@@ -38,14 +38,25 @@ class EdgeRun:
         needs: for each of its parameters, whether it asks for a gradient.
     """
 
-    __slots__ = ("_autocast", "_buffer_slots", "_modes", "_param_slots", "_params", "_random_states", "edge", "needs")
+    __slots__ = (
+        "_autocast",
+        "_buffer_slots",
+        "_changing",
+        "_modes",
+        "_param_slots",
+        "_params",
+        "_random_states",
+        "edge",
+        "needs",
+    )
 
     def __init__(self, edge: nn.Module) -> None:
         self.edge = edge
         self._params: list[Tensor] = []
-        # A slot is the place in a module where a tensor hangs: (the module's dictionary, name, ...).
+        # A slot is the place in a module where a tensor hangs: (the module's dictionary, name, what belongs there).
         self._param_slots: list[tuple[dict[str, Any], str, int]] = []
         self._buffer_slots: list[tuple[dict[str, Any], str, Tensor | None]] = []
+        self._changing: set[int] = set()  # buffer slots of modules in training mode, which may change them
         self._modes: list[tuple[nn.Module, bool]] = []
         self._autocast: list[tuple[str, bool, torch.dtype]] = []
         self._random_states: list[tuple[str, Tensor]] = []
@@ -63,6 +74,8 @@ class EdgeRun:
             dropped = module.training and isinstance(module, _NormBase) and not isinstance(module, nn.SyncBatchNorm)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
+                    if module.training and not dropped:
+                        self._changing.add(len(self._buffer_slots))
                     self._buffer_slots.append((module._buffers, name, None if dropped else buffer))
         self.needs = [param.requires_grad for param in self._params]
 
@@ -86,16 +99,14 @@ class EdgeRun:
             for kind in {device.split(":")[0] for device in devices}
         ]
         states = [(device, _get_random_state(device)) for device in devices]
-        at_risk = [
-            (i, buffer, buffer._version, buffer.clone())
-            for i, (owner, name, buffer) in enumerate(self._buffer_slots)
-            if buffer is not None and self.edge.training
+        before = [
+            (i, buffer._version, buffer.clone()) for i in self._changing if (buffer := self._buffer_slots[i][2]) is not None
         ]
         with torch.no_grad(), _uncached():
             output = self.edge(*inputs)
-        for i, buffer, version, old in at_risk:
-            if buffer._version != version:
-                owner, name, _ = self._buffer_slots[i]
+        for i, version, old in before:
+            owner, name, buffer = self._buffer_slots[i]
+            if buffer is not None and buffer._version != version:
                 self._buffer_slots[i] = (owner, name, old)
         self._random_states = [
             (device, state) for device, state in states if not torch.equal(state, _get_random_state(device))
@@ -131,12 +142,17 @@ class EdgeRun:
         try:
             for owner, name, index in self._param_slots:
                 owner[name] = params[index]
-            for owner, name, buffer in self._buffer_slots:
-                changes = buffer is not None and self.edge.training
-                owner[name] = buffer.clone() if changes and buffer is not None else buffer
+            for i, (owner, name, buffer) in enumerate(self._buffer_slots):
+                owner[name] = buffer.clone() if buffer is not None and i in self._changing else buffer
             for module, training in self._modes:
                 module.training = training
             yield
+            if any(owner.get(name) is not params[index] for owner, name, index in self._param_slots):
+                raise RuntimeError(
+                    f"something replaced parameters of {type(self.edge).__name__} while it ran again in backward, so they "
+                    "would get no gradient. With FSDP, shard reversible layers (fully_shard(layer) for each layer of the "
+                    "ReversibleSequential) and the whole model, not edges or recomputed modules"
+                )
         finally:
             for owner, name, tensor in saved:
                 owner[name] = tensor

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any, cast
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -395,6 +396,17 @@ def fsdp_training(optimizer: str, **options: Any) -> None:
     # AdamW divides by the gradient's magnitude, so where that is small it makes a relative 1e-14 of it larger.
     assert_near(full_weights(model), weights(single), 1e-10)
     assert distance(full_weights(model), start) > 1e-3
+
+
+@case
+def fsdp_of_recomputed_modules() -> None:
+    """Sharding what is run again as a whole would silently train nothing in it, so it is refused."""
+    model = make_model()
+    for module in model.neck:
+        fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    loss = loss_of(shard(model)(half(make_batch(1))))
+    with pytest.raises(RuntimeError, match="shard reversible layers"):
+        loss.backward()
 
 
 @case

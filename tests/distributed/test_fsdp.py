@@ -20,3 +20,7 @@ def test_exact_mode(launch: Launch) -> None:
 
 def test_checkpoint_goes_on_bit_for_bit(launch: Launch, tmp_path: Path) -> None:
     launch("fsdp_checkpoint", folder=str(tmp_path / "checkpoint"))
+
+
+def test_sharding_recomputed_modules_is_refused(launch: Launch) -> None:
+    launch("fsdp_of_recomputed_modules")
