@@ -1,6 +1,6 @@
 """Count RevBiFPN's multiply-accumulates at each variant's image size: torch's counter, and the published rules.
 
-    python benchmarks/macs.py [--json FILE]
+    python -m benchmarks.macs [--json FILE]
 
 torch's ``FlopCounterMode`` counts convolutions and matrix products alone. The published figures were counted with the
 ``thop`` package, which adds one operation for each output of a convolution with bias, 2 for each element of a norm's output

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config
-from revbifpn.models.checkpoints import check_integrity
+from revbifpn.models.checkpoints import CheckpointError, check_integrity
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,4 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, CheckpointError) as error:
+        sys.exit(f"test: {error}")

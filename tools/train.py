@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config, resume_from
+from revbifpn.models.checkpoints import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,4 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, CheckpointError) as error:
+        sys.exit(f"train: {error}")

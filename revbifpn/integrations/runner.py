@@ -40,11 +40,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config named by the arguments and apply their overrides.
+    """Read the config named by the arguments and apply their overrides. From here on no checkpoint is unpickled freely.
 
     Raises:
         FileNotFoundError: if there is no such config, or a data set that it names is not there.
     """
+    # MMEngine tries a safe load first, but then falls back to unpickling whatever the file holds.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if not args.config.is_file():
         raise FileNotFoundError(f"config not found: {args.config}")
     cfg = Config.fromfile(args.config)
@@ -117,9 +119,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner that a config asks for. Checkpoints are never unpickled freely."""
-    # MMEngine tries a safe load first, but then falls back to unpickling whatever the file holds.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    """Build the Runner that a config asks for."""
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # MMEngine asks for a GPU before it starts a process group, but leaves alone a group that is there already.
         torch.distributed.init_process_group("gloo")

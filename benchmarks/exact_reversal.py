@@ -1,0 +1,191 @@
+"""Exact reversal against the default: error growth with depth, cost in time, and change of the forward values.
+
+    python -m benchmarks.exact_reversal [--json FILE] [--plot FILE] [--quick]
+
+1. Error growth: RevBiFPN-S0 with more and more stages. Relative error (2-norm) of the input that is rebuilt from the last
+   pyramid, and of the gradients against stored mode's, in float32 and under bf16 autocast.
+2. Cost: one training step, stored / reversible / exact, side by side.
+3. Forward values: relative difference (2-norm) of the pyramid's levels between exact mode and the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import describe, environment, median_and_spread, time_side_by_side
+from revbifpn import RevBiFPN, set_exact, set_reversible
+from revbifpn.models import VARIANTS
+
+DEPTHS = (3, 5, 10, 20, 50, 100, 200)
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def step(model: nn.Module, image: Tensor, bf16: bool) -> Tensor:
+    """One forward and backward pass; returns all gradients as one vector."""
+    model.zero_grad()
+    torch.manual_seed(0)  # the same dropout in every mode
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(image).float().square().mean()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def error_growth(depth: int, exact: bool, bf16: bool, device: str) -> dict[str, Any]:
+    """Errors of S0 with ``depth`` stages at 64x64, batch 2."""
+    torch.manual_seed(0)
+    variant = dataclasses.replace(VARIANTS["s0"], num_ext_layers=depth - 3)
+    model = RevBiFPN(variant, num_classes=10, exact=exact).to(device).train()
+    image = torch.randn(2, 3, 64, 64, device=device)
+    stored = set_reversible(copy.deepcopy(model), False)
+    ours, theirs = step(model, image, bf16), step(stored, image, bf16)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        (rebuilt,) = model.body.inverse(*model.forward_body(image))
+    original = torch.round(image * 2**13) / 2**13 if exact else image
+    return {
+        "depth": depth,
+        "mode": "exact" if exact else "default",
+        "precision": "bf16 autocast" if bf16 else "float32",
+        "rebuilt_input_error": relative_error(rebuilt, original),
+        "gradient_error": relative_error(ours, theirs),
+        "gradient_bit_identical": bool(torch.equal(ours, theirs)),
+    }
+
+
+def cost(name: str, batch: int, size: int, repeats: int, bf16: bool, device: str) -> dict[str, Any]:
+    """Seconds of a training step in the three modes."""
+    torch.manual_seed(0)
+    reversible = RevBiFPN(name, num_classes=10).to(device).train()
+    models = {
+        "stored": set_reversible(copy.deepcopy(reversible), False),
+        "reversible": reversible,
+        "exact": set_exact(copy.deepcopy(reversible)),
+    }
+    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+
+    def run(model: nn.Module) -> Callable[[], object]:
+        return lambda: step(model, image, bf16)
+
+    seconds = time_side_by_side({mode: run(model) for mode, model in models.items()}, repeats)
+    return {
+        "model": f"revbifpn_{name}",
+        "batch": batch,
+        "image_size": size,
+        "precision": "bf16 autocast" if bf16 else "float32",
+        "seconds": seconds,
+    }
+
+
+def forward_change(name: str, device: str) -> dict[str, Any]:
+    """Relative difference of the levels between exact mode and the default, in training mode (batch statistics)."""
+    torch.manual_seed(0)
+    model = RevBiFPN(name, drop_path_rate=0.0).to(device).train()
+    size = VARIANTS[name].image_size
+    image = torch.randn(2, 3, size, size, device=device)
+    with torch.no_grad():
+        default = model.forward_pyramid(image)
+        changes = {}
+        for bits in (10, 13, 16):
+            exact = set_exact(model, exact_bits=bits).forward_pyramid(image)
+            changes[bits] = [relative_error(a, b) for a, b in zip(exact, default, strict=True)]
+    return {"model": f"revbifpn_{name}", "image_size": size, "level_errors_by_bits": changes}
+
+
+def plot(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
+    """Gradient error against depth, a line for each precision; exact mode's is zero and drawn at the bottom."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    floor = 1e-9
+    for mode, precision, style in (
+        ("default", "bf16 autocast", "o-"),
+        ("default", "float32", "s-"),
+        ("exact", "bf16 autocast", "^--"),
+        ("exact", "float32", "v:"),
+    ):
+        chosen = [row for row in rows if row["mode"] == mode and row["precision"] == precision]
+        errors = [max(row["gradient_error"], floor) for row in chosen]
+        axes.plot([row["depth"] for row in chosen], errors, style, label=f"{mode}, {precision}")
+    axes.set(xscale="log", yscale="log", xlabel="RevSilos", ylabel="relative error of the gradients")
+    depths = sorted({row["depth"] for row in rows})
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.minorticks_off()
+    axes.axhline(floor, color="grey", linewidth=0.5)
+    axes.annotate("0: bit-identical to stored mode", (depths[0], floor * 1.5), color="grey", fontsize=8)
+    axes.set_title("Reversible against stored gradients, RevBiFPN-S0 with more stages", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.text(0.99, 0.005, caption, ha="right", fontsize=5, color="grey")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--plot", type=Path, help="draw the error growth here")
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each mode")
+    parser.add_argument(
+        "--quick", action="store_true", help="small depths and one model: whether it runs, not numbers to quote"
+    )
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    env = environment()
+    print(describe(env))
+
+    depths = DEPTHS[:2] if args.quick else DEPTHS
+    growth = []
+    print("\n| RevSilos | mode | precision | rebuilt input, error | gradients, error |\n|---|---|---|---|---|")
+    for depth in depths:
+        for exact in (False, True):
+            for bf16 in (False, True):
+                row = error_growth(depth, exact, bf16, device)
+                growth.append(row)
+                values = [row["depth"], row["mode"], row["precision"]]
+                errors = [f"{row[key]:.1e}" for key in ("rebuilt_input_error", "gradient_error")]
+                print("| " + " | ".join(map(str, [*values, *errors])) + " |", flush=True)
+
+    costs = []
+    print("\n| model | batch, size | precision | stored, s | reversible, s | exact, s | exact / reversible |")
+    print("|---|---|---|---|---|---|---|")
+    for name in ("s0",) if args.quick else ("s0", "s1", "s3"):
+        for bf16 in (False, True):
+            entry = cost(name, 4, 64 if args.quick else 192, args.repeats, bf16, device)
+            costs.append(entry)
+            seconds = entry["seconds"]
+            ratio = statistics.median(seconds["exact"]) / statistics.median(seconds["reversible"])
+            cells = [entry["model"], f"4, {entry['image_size']}", entry["precision"]]
+            cells += [median_and_spread(seconds[mode]) for mode in ("stored", "reversible", "exact")]
+            print("| " + " | ".join([*cells, f"{ratio:.2f}"]) + " |", flush=True)
+
+    changes = []
+    print("\n| model | bits | change of levels 0 to 3 |\n|---|---|---|")
+    for name in ("s0",) if args.quick else ("s0", "s3"):
+        change = forward_change(name, device)
+        changes.append(change)
+        for bits, errors in change["level_errors_by_bits"].items():
+            print(f"| {change['model']} | {bits} | {', '.join(f'{error:.1e}' for error in errors)} |", flush=True)
+
+    if args.json:
+        result = {"environment": env, "error_growth": growth, "cost": costs, "forward_change": changes}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.plot:
+        plot(growth, args.plot, describe(env))
+
+
+if __name__ == "__main__":
+    main()
