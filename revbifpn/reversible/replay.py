@@ -7,6 +7,7 @@ module, so several forwards may come before one backward:
 =====================  =================================================================================================
 parameters             the second run sees those of the first, as detached leaves: hooks on the real parameters fire once
 running statistics     moved by the first run only; the second run of a training-mode norm layer has no buffers to move
+gathered statistics    SyncBatchNorm gathers across processes in the first run only (see :mod:`.statistics`)
 other buffers          if the first run changed one, the second starts from a copy of its old value
 random state           kept if the first run drew from it, else not
 autocast               same device types, dtypes and enabled flags; the weight cache stays off in both runs (see `_uncached`)
@@ -19,13 +20,15 @@ What breaks the promise: an edge that reads or changes state outside its paramet
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.utils.parametrize as parametrize
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from revbifpn.reversible.statistics import GatheredStatistics, needs_gathering
 
 
 class EdgeRun:
@@ -46,6 +49,7 @@ class EdgeRun:
         "_param_slots",
         "_params",
         "_random_states",
+        "_statistics",
         "edge",
         "needs",
     )
@@ -60,8 +64,11 @@ class EdgeRun:
         self._modes: list[tuple[nn.Module, bool]] = []
         self._autocast: list[tuple[str, bool, torch.dtype]] = []
         self._random_states: list[tuple[str, Tensor]] = []
+        self._statistics: GatheredStatistics | None = None
         index_of: dict[int, int] = {}
         for module in edge.modules():
+            if needs_gathering(module):
+                self._statistics = GatheredStatistics()
             self._modes.append((module, module.training))
             for name, param in module._parameters.items():
                 if param is not None:
@@ -102,7 +109,7 @@ class EdgeRun:
         before = [
             (i, buffer._version, buffer.clone()) for i in self._changing if (buffer := self._buffer_slots[i][2]) is not None
         ]
-        with torch.no_grad(), _uncached():
+        with torch.no_grad(), _uncached(), self._statistics.kept() if self._statistics else nullcontext():
             output = self.edge(*inputs)
         for i, version, old in before:
             owner, name, buffer = self._buffer_slots[i]
@@ -125,6 +132,8 @@ class EdgeRun:
             stack.enter_context(self._installed(params))
             for kind, enabled, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            if self._statistics:
+                stack.enter_context(self._statistics.handed_out())
             if self._random_states:
                 stack.enter_context(_random_states(self._random_states))
             return self.edge(*inputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from revbifpn import CheckpointError, RevBiFPNPyramid, convert_checkpoint
+from revbifpn import CheckpointError, RevBiFPNPyramid, convert_checkpoint, set_reversible
 from revbifpn.integrations.mmdet import RevBiFPN
 from tests.oracle import image, reference_state_dict
 
@@ -188,3 +190,49 @@ def test_other_initialisers_of_mmengine_work() -> None:
     backbone = RevBiFPN("s0", init_cfg=dict(type="Constant", layer="Conv2d", val=0.5))
     backbone.init_weights()
     assert (backbone.neck[0].project.conv.weight == 0.5).all()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_exact_mode_is_bit_identical_in_the_backbone(bf16: bool) -> None:
+    torch.manual_seed(0)
+    backbone = RevBiFPN("s0", exact=True, channels_last=True, drop_path_rate=0.1).train()
+    stored = set_reversible(copy.deepcopy(backbone), False)
+    found = []
+    for model in (backbone, stored):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = sum(level.float().square().mean() for level in model(image(2, 64, 96)))
+        loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_coco_configs_use_a_coco_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMDetection's layout at data/coco, nothing else to change: images are found, resized and padded for the backbone."""
+    from mmdet.registry import DATASETS
+    from mmdet.registry import MODELS as DET_MODELS
+    from mmengine.dataset import pseudo_collate
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    coco = tmp_path / "data" / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    (coco / "train2017").mkdir()
+    Image.new("RGB", (200, 120), "green").save(coco / "train2017" / "000000000001.jpg")
+    annotation = {"id": 1, "image_id": 1, "category_id": 18, "bbox": [10, 10, 60, 40], "area": 2400, "iscrowd": 0,
+                  "segmentation": [[10, 10, 70, 10, 70, 50, 10, 50]]}  # fmt: skip
+    content = {
+        "images": [{"id": 1, "file_name": "000000000001.jpg", "width": 200, "height": 120}],
+        "annotations": [annotation],
+        "categories": [{"id": 18, "name": "dog"}],
+    }
+    (coco / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(CONFIGS / "mask_rcnn" / "mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py")
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(dataset) == 1
+    assert len(dataset.metainfo["classes"]) == cfg.model.roi_head.bbox_head.num_classes == 80
+    preprocessor = DET_MODELS.build(cfg.model.data_preprocessor)
+    batch = preprocessor(pseudo_collate([dataset[0]]), training=True)
+    assert batch["inputs"].shape == (1, 3, 800, 1344)  # 1333x800, padded to multiples of 32
+    assert batch["data_samples"][0].gt_instances.masks.width == 1344
