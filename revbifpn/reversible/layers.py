@@ -34,10 +34,22 @@ class Coupling(NamedTuple):
     name: str
 
 
+class Values(NamedTuple):
+    """Values of some streams in a backward pass.
+
+    Attributes:
+        streams: the values.
+        owned: for each, whether nobody else holds it, so that it may be overwritten.
+    """
+
+    streams: Streams
+    owned: tuple[bool, ...]
+
+
 class PullBack(NamedTuple):
     """What a layer's backward pass returns: its inputs, their gradients, and one tuple of gradients for each edge run."""
 
-    inputs: Streams
+    inputs: Values
     input_grads: list[Tensor | None]
     param_grads: list[tuple[Tensor | None, ...]]
 
@@ -74,14 +86,14 @@ class ReversibleLayer(nn.Module):
         raise NotImplementedError
 
     def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Streams, grads: MaybeGrads, needs: Sequence[bool]
+        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
     ) -> PullBack:
         """Rebuild the inputs from the ``outputs`` and carry the gradients back, one run of each edge for both.
 
         Args:
             runs: the runs that ``transform`` was given.
             params: for each run its parameters, as detached leaves that ask for a gradient where the parameter did.
-            outputs: values of the output streams.
+            outputs: values of the output streams; those that are owned are overwritten.
             grads: their gradients, None for an output that was not used.
             needs: for each input stream, whether it takes a gradient.
         """
@@ -124,11 +136,12 @@ class SpaceToDepth(ReversibleLayer):
         return (x.contiguous(memory_format=memory_format_of(y)),)
 
     def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Streams, grads: MaybeGrads, needs: Sequence[bool]
+        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
     ) -> PullBack:
         # A permutation's transposed Jacobian is its inverse.
         grad = grads[0]
-        return PullBack(self.inverse(*outputs), [None if grad is None else self.inverse(grad)[0]], [])
+        inputs = Values(self.inverse(*outputs.streams), outputs.owned)  # it may be a view
+        return PullBack(inputs, [None if grad is None else self.inverse(grad)[0]], [])
 
 
 class AdditiveLayer(ReversibleLayer):
@@ -176,13 +189,16 @@ class AdditiveLayer(ReversibleLayer):
         return tuple(_present(s) for s in self.join([p for i, p in enumerate(parts) if i not in created]))
 
     def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Streams, grads: MaybeGrads, needs: Sequence[bool]
+        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
     ) -> PullBack:
-        couplings, created, dtype = self.couplings(), self.created(), outputs[0].dtype
-        values, part_grads = self.split_outputs(outputs), self.split_outputs(grads)
-        needed = self._source_needs(couplings, runs, outputs, needs)
+        couplings, created, dtype = self.couplings(), self.created(), outputs.streams[0].dtype
+        stream_of_part = self.streams_of_parts(len(outputs.streams))
+        values, part_grads = self.split_outputs(outputs.streams), self.split_outputs(grads)
+        needed = self._source_needs(couplings, runs, stream_of_part, needs)
         param_grads: list[tuple[Tensor | None, ...]] = [()] * len(couplings)
-        owned: set[int] = set()  # parts whose gradient is ours to add to in place
+        # Parts whose value or gradient is ours to change in place.
+        own_values = {part for part, stream in enumerate(stream_of_part) if outputs.owned[stream]}
+        own_grads: set[int] = set()
         for index in reversed(range(len(couplings))):
             coupling, run, leaves = couplings[index], runs[index], params[index]
             s, t = coupling.source, coupling.target
@@ -199,30 +215,35 @@ class AdditiveLayer(ReversibleLayer):
                 found = iter(torch.autograd.grad(value, wanted, grad, allow_unused=True))
                 source_grad = next(found) if source.requires_grad else None
                 param_grads[index] = tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
-                _accumulate(part_grads, s, source_grad, owned)
+                _accumulate(part_grads, s, source_grad, own_grads)
             if t not in created:
-                values[t] = target - value.detach()
-            del value, source, leaves, wanted
+                if t in own_values:
+                    target.sub_(value.detach())
+                else:
+                    values[t] = target - value.detach()
+                    own_values.add(t)
+            del value, source, target, leaves, wanted
         keep = [i for i in range(len(values)) if i not in created]
-        inputs = self.join([values[i] for i in keep])
+        inputs = tuple(_present(x) for x in self.join([values[i] for i in keep]))
         input_grads = self.join([part_grads[i] for i in keep])
-        return PullBack(tuple(_present(x) for x in inputs), input_grads, param_grads)
+        # A stream with a part that was not replaced still is, or is a view of, what somebody else holds.
+        borrowed = {stream_of_part[p] for p in range(len(values)) if p not in own_values and values[p] is not None}
+        owned = tuple(stream not in borrowed for stream in range(len(inputs)))
+        return PullBack(Values(inputs, owned), input_grads, param_grads)
 
     def _source_needs(
-        self, couplings: Sequence[Coupling], runs: Sequence[EdgeRun], outputs: Streams, needs: Sequence[bool]
+        self, couplings: Sequence[Coupling], runs: Sequence[EdgeRun], stream_of_part: Sequence[int], needs: Sequence[bool]
     ) -> list[bool]:
         """For each coupling, whether its source takes a gradient: what autograd finds out by itself in stored mode."""
-        # Streams -> parts, by the same splitting that the tensors take.
         created = self.created()
-        part_of_stream = self.parts_of_streams(len(outputs))
-        part_needs = [False if p in created else bool(needs[stream]) for p, stream in enumerate(part_of_stream)]
+        part_needs = [False if p in created else bool(needs[stream]) for p, stream in enumerate(stream_of_part)]
         source_needs = []
         for coupling, run in zip(couplings, runs, strict=True):
             source_needs.append(part_needs[coupling.source])
             part_needs[coupling.target] |= part_needs[coupling.source] or any(run.needs)
         return source_needs
 
-    def parts_of_streams(self, num_outputs: int) -> list[int]:
+    def streams_of_parts(self, num_outputs: int) -> list[int]:
         """For each part, the index of the stream that it belongs to."""
         return list(range(num_outputs))
 
@@ -351,7 +372,7 @@ class RevBlock(AdditiveLayer):
     def join(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
         return [_join_halves(parts[0], parts[1])]
 
-    def parts_of_streams(self, num_outputs: int) -> list[int]:
+    def streams_of_parts(self, num_outputs: int) -> list[int]:
         return [0, 0]
 
 
@@ -396,7 +417,7 @@ class StreamWise(AdditiveLayer):
             _join_halves(parts[2 * i], parts[2 * i + 1]) if chain else parts[2 * i] for i, chain in enumerate(self._blocks())
         ]
 
-    def parts_of_streams(self, num_outputs: int) -> list[int]:
+    def streams_of_parts(self, num_outputs: int) -> list[int]:
         return [stream for stream in range(num_outputs) for _ in range(2)]
 
 
@@ -435,10 +456,29 @@ def _halves(stream: Tensor | None) -> list[Tensor | None]:
 def _join_halves(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None and second is None:
         return None
+    if first is not None and second is not None and (whole := _split_from(first, second)) is not None:
+        return whole
     if first is None or second is None:  # a gradient of which only one half exists
         known = _present(first if second is None else second)
         first, second = (torch.zeros_like(known) if half is None else half for half in (first, second))
     return torch.cat([first, second], dim=1)
+
+
+def _split_from(first: Tensor, second: Tensor) -> Tensor | None:
+    """The stream of which two tensors are still the halves, in its memory; None if there is none."""
+    whole = first._base
+    if (
+        whole is None
+        or whole is not second._base
+        or whole.ndim != first.ndim
+        or first.shape[1] + second.shape[1] != whole.shape[1]
+    ):
+        return None
+    same_strides = whole.stride() == first.stride() == second.stride()
+    offset = first.storage_offset()
+    same_place = offset == whole.storage_offset() and second.storage_offset() == offset + first.shape[1] * whole.stride(1)
+    same_shape = whole.shape[2:] == first.shape[2:] and whole.shape[0] == first.shape[0]
+    return whole if same_strides and same_place and same_shape else None
 
 
 def _accumulate(grads: list[Tensor | None], index: int, grad: Tensor | None, owned: set[int]) -> None:

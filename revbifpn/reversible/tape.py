@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from revbifpn.reversible.layers import Values
 from revbifpn.reversible.recompute import check_backward
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Tape:
         self.length = length
         self.monitor = monitor
         self._next = 0
-        self._values: Streams | None = None
+        self._values: Values | None = None
         self._owner = -1
 
     def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
@@ -49,11 +50,11 @@ class Tape:
         outputs: Streams = _ReversibleFunction.apply(link, *streams, *params)
         return outputs
 
-    def put(self, owner: int, values: Streams) -> None:
+    def put(self, owner: int, values: Values) -> None:
         """Leave the values of layer ``owner``'s outputs."""
         self._owner, self._values = owner, values
 
-    def take(self, owner: int) -> Streams:
+    def take(self, owner: int) -> Values:
         """Take the values of layer ``owner``'s outputs; the tape forgets them."""
         values, self._values = self._values, None
         if values is None or self._owner != owner:
@@ -101,7 +102,7 @@ class _ReversibleFunction(torch.autograd.Function):
         link: _Link = ctx.link
         tape, num_kept = link.tape, ctx.num_kept
         saved = ctx.saved_tensors
-        outputs = saved[:num_kept] if num_kept else tape.take(link.index)
+        outputs = Values(saved[:num_kept], (False,) * num_kept) if num_kept else tape.take(link.index)
         if tape.monitor is not None and num_kept:
             tape.monitor.check_range()
         needs = ctx.needs_input_grad[1 : 1 + link.num_streams]
@@ -115,7 +116,7 @@ class _ReversibleFunction(torch.autograd.Function):
         if link.index > 0:
             tape.put(link.index - 1, result.inputs)
         elif tape.monitor is not None:
-            tape.monitor.check_identity(result.inputs)
+            tape.monitor.check_identity(result.inputs.streams)
         input_grads = [grad if need else None for grad, need in zip(result.input_grads, needs, strict=True)]
         param_grads = [grad for edge_grads in reversed(result.param_grads) for grad in edge_grads]
         return (None, *input_grads, *param_grads)
