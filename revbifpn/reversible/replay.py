@@ -147,14 +147,15 @@ class EdgeRun:
         """
         saved = [(owner, name, owner[name]) for owner, name, _ in self._param_slots if name in owner]
         saved += [(owner, name, owner[name]) for owner, name, _ in self._buffer_slots if name in owner]
-        modes = [(module, module.training) for module, _ in self._modes]
+        # Compared first: assigning to a module's attribute costs more than a small edge's operators.
+        switched = [(module, module.training) for module, training in self._modes if module.training != training]
         try:
             for owner, name, index in self._param_slots:
                 owner[name] = params[index]
             for i, (owner, name, buffer) in enumerate(self._buffer_slots):
                 owner[name] = buffer.clone() if buffer is not None and i in self._changing else buffer
-            for module, training in self._modes:
-                module.training = training
+            for module, training in switched:
+                module.training = not training
             yield
             if any(owner.get(name) is not params[index] for owner, name, index in self._param_slots):
                 raise RuntimeError(
@@ -165,7 +166,7 @@ class EdgeRun:
         finally:
             for owner, name, tensor in saved:
                 owner[name] = tensor
-            for module, training in modes:
+            for module, training in switched:
                 module.training = training
 
 
