@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from revbifpn.reversible.layers import AdditiveLayer
+from revbifpn.reversible.additive import AdditiveLayer
 
 
 def compile_edges(model: nn.Module, **options: Any) -> nn.Module:

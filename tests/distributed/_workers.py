@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from revbifpn.models import VARIANTS, RevBiFPNPyramid, Variant
 from revbifpn.reversible import ExactReversalWarning, set_reversible
-from revbifpn.reversible.layers import AdditiveLayer
+from revbifpn.reversible.additive import AdditiveLayer
 
 TOLERANCE = 1e-12
 BATCH = 4  # of the two processes together

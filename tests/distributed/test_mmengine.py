@@ -8,13 +8,11 @@ import socket
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
-from ._processes import ROOT, WORLD_SIZE, run_all
+from revbifpn.integrations.demo_data import DemoDataParameters, make_demo_data
 
-pytest.importorskip("mmdet")
-pytest.importorskip("skimage")
+from ._processes import ROOT, WORLD_SIZE, run_all
 
 ITERATIONS = 3
 
@@ -62,8 +60,6 @@ def test_launcher_pytorch_trains_the_demo(tmp_path: Path) -> None:
     """Two processes train the demo's Mask R-CNN on RevBiFPN-S0: finite losses, the same weights in both,
     statistics moved once an iteration; then they validate.
     """
-    from revbifpn.integrations.demo_data import DemoDataParameters, make_demo_data
-
     data, work = tmp_path / "data", tmp_path / "work"
     make_demo_data(data, DemoDataParameters(num_train=8, num_val=2, image_size=64))
     demo = ROOT / "configs/demo/mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -106,7 +107,6 @@ class TestExport:
             torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
 
     def test_onnx_with_dynamic_batch_in_onnxruntime(self, tmp_path: Path) -> None:
-        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is an extra of development")
         torch.manual_seed(0)
         model = timm.create_model("revbifpn_s0", num_classes=10).eval()
         path = tmp_path / "model.onnx"
