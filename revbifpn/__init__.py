@@ -16,6 +16,7 @@ from revbifpn.models import (
 from revbifpn.reversible import (
     ExactReversalWarning,
     RevBlock,
+    ReversalPrecisionWarning,
     ReversibleSequential,
     RevSilo,
     compile_edges,
@@ -32,6 +33,7 @@ __all__ = [
     "RevBiFPNPyramid",
     "RevBlock",
     "RevSilo",
+    "ReversalPrecisionWarning",
     "ReversibleSequential",
     "Variant",
     "compile_edges",

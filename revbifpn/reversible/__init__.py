@@ -2,7 +2,7 @@
 
 from revbifpn.reversible.compile import compile_edges
 from revbifpn.reversible.couplings import RevBlock, RevSilo, StreamWise
-from revbifpn.reversible.exact import ExactReversalWarning
+from revbifpn.reversible.exact import ExactReversalWarning, ReversalPrecisionWarning
 from revbifpn.reversible.layers import ReversibleLayer, SpaceToDepth
 from revbifpn.reversible.recompute import recompute
 from revbifpn.reversible.sequential import ReversibleSequential, set_exact, set_reversible
@@ -11,6 +11,7 @@ __all__ = [
     "ExactReversalWarning",
     "RevBlock",
     "RevSilo",
+    "ReversalPrecisionWarning",
     "ReversibleLayer",
     "ReversibleSequential",
     "SpaceToDepth",

@@ -24,6 +24,21 @@ class ExactReversalWarning(UserWarning):
     """An exact reversal was asked for and could not be kept; the message says where and why."""
 
 
+class ReversalPrecisionWarning(UserWarning):
+    """Ordinary reversal runs in a setting where its gradients are visibly inexact."""
+
+
+def warn_half_precision(dtype: torch.dtype) -> None:
+    """Say that ordinary reversal under half-precision autocast is inexact, and what to do."""
+    warnings.warn(
+        f"reversible layers under {dtype} autocast without exact=True: the last-bit errors of rebuilt activations flip "
+        "half-precision roundings inside the edges, and gradients differ from stored mode's by percents, more with depth. "
+        "exact=True (or revbifpn.set_exact(model)) makes them bit-identical at little cost. Said once a model.",
+        ReversalPrecisionWarning,
+        stacklevel=2,
+    )
+
+
 class _RoundToGrid(torch.autograd.Function):
     """Round to multiples of ``2**-bits``; the gradient passes straight through."""
 

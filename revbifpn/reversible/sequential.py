@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from revbifpn.reversible.exact import DEFAULT_BITS, ExactMonitor, round_to_grid
+from revbifpn.reversible.exact import DEFAULT_BITS, ExactMonitor, round_to_grid, warn_half_precision
 from revbifpn.reversible.layers import ReversibleLayer, Streams
 from revbifpn.reversible.tape import Tape
 
@@ -93,6 +93,10 @@ class ReversibleSequential(nn.Sequential):
         first = 0 if needs else next((i for i, layer in enumerate(layers) if layer.trains()), len(layers))
         for layer in layers[:first]:
             streams = layer(*streams)
+        kind = streams[0].device.type
+        if self.exact_bits is None and "precision" not in self._reported and torch.is_autocast_enabled(kind):
+            self._reported.add("precision")
+            warn_half_precision(torch.get_autocast_dtype(kind))
         monitor = None if self.exact_bits is None else ExactMonitor(self.exact_bits, self._reported)
         tape = Tape(len(layers) - first, monitor)
         for layer in layers[first:]:

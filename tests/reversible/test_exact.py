@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revbifpn.reversible import ExactReversalWarning, ReversibleSequential, RevSilo, set_exact, set_reversible
+from revbifpn.reversible import (
+    ExactReversalWarning,
+    ReversalPrecisionWarning,
+    ReversibleSequential,
+    RevSilo,
+    set_exact,
+    set_reversible,
+)
 from revbifpn.reversible.exact import exact_limit, round_to_grid
 
 from .common import Edge, gradients, loss_of, pyramid, silo, streams
@@ -45,6 +52,20 @@ def test_default_mode_is_not_bit_identical(bf16: bool) -> None:
     """What exact mode is for; if this fails, it is not needed any more."""
     with pytest.raises(AssertionError):
         assert_bit_identical(pyramid(norm=True).train(), streams(size=16), bf16)
+
+
+def test_half_precision_without_exact_mode_is_reported_once() -> None:
+    model = pyramid()
+    with autocast(True), pytest.warns(ReversalPrecisionWarning, match=r"bfloat16 autocast without exact=True.*percents"):
+        model(*streams())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with autocast(True):
+            model(*streams())
+            pyramid(exact=True)(*streams())
+            with torch.no_grad():
+                pyramid()(*streams())
+        pyramid()(*streams())
 
 
 @pytest.mark.parametrize("bf16", [False, True])
