@@ -189,7 +189,7 @@ def _uncached() -> Iterator[None]:
 
 def _devices(tensors: Sequence[Tensor]) -> list[str]:
     """The devices whose state a run on ``tensors`` may depend on: the host, and where the tensors are."""
-    return list(dict.fromkeys(["cpu", *(str(t.device) for t in tensors if t.device.type != "meta")]))
+    return list(dict.fromkeys(["cpu", *(str(t.device) for t in tensors if torch.amp.is_autocast_available(t.device.type))]))
 
 
 def _get_random_state(device: str) -> Tensor:

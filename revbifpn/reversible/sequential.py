@@ -94,7 +94,8 @@ class ReversibleSequential(nn.Sequential):
         for layer in layers[:first]:
             streams = layer(*streams)
         kind = streams[0].device.type
-        if self.exact_bits is None and "precision" not in self._reported and torch.is_autocast_enabled(kind):
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if half and self.exact_bits is None and "precision" not in self._reported:
             self._reported.add("precision")
             warn_half_precision(torch.get_autocast_dtype(kind))
         monitor = None if self.exact_bits is None else ExactMonitor(self.exact_bits, self._reported)
