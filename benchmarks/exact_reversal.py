@@ -1,6 +1,6 @@
 """Exact reversal against the default: error growth with depth, cost in time, and change of the forward values.
 
-    python -m benchmarks.exact_reversal [--json FILE] [--plot FILE] [--quick]
+    python -m benchmarks.exact_reversal [--parts growth cost forward] [--json FILE] [--plot FILE] [--quick]
 
 1. Error growth: RevBiFPN-S0 with more and more stages. Relative error (2-norm) of the input that is rebuilt from the last
    pyramid, and of the gradients against stored mode's, in float32 and under bf16 autocast.
@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import json
 import statistics
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import describe, environment, median_and_spread, time_side_by_side
-from revbifpn import RevBiFPN, set_exact, set_reversible
+from revbifpn import RevBiFPN, ReversalPrecisionWarning, set_exact, set_reversible
 from revbifpn.models import VARIANTS
 
 DEPTHS = (3, 5, 10, 20, 50, 100)
@@ -135,57 +136,75 @@ def plot(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def measure_growth(quick: bool, device: str) -> list[dict[str, Any]]:
+    """Error growth, printed as a table."""
+    rows = []
+    print("\n| RevSilos | mode | precision | rebuilt input, error | gradients, error |\n|---|---|---|---|---|")
+    for depth in DEPTHS[:2] if quick else DEPTHS:
+        for exact in (False, True):
+            for bf16 in (False, True):
+                row = error_growth(depth, exact, bf16, device)
+                rows.append(row)
+                values = [row["depth"], row["mode"], row["precision"]]
+                errors = [f"{row[key]:.1e}" for key in ("rebuilt_input_error", "gradient_error")]
+                print("| " + " | ".join(map(str, [*values, *errors])) + " |", flush=True)
+    return rows
+
+
+def measure_cost(quick: bool, device: str, repeats: int) -> list[dict[str, Any]]:
+    """Cost in time, printed as a table."""
+    rows = []
+    print("\n| model | batch, size | precision | stored, s | reversible, s | exact, s | exact / reversible |")
+    print("|---|---|---|---|---|---|---|")
+    for name in ("s0",) if quick else ("s0", "s1", "s3"):
+        for bf16 in (False, True):
+            row = cost(name, 4, 64 if quick else 192, repeats, bf16, device)
+            rows.append(row)
+            seconds = row["seconds"]
+            ratio = statistics.median(seconds["exact"]) / statistics.median(seconds["reversible"])
+            cells = [row["model"], f"4, {row['image_size']}", row["precision"]]
+            cells += [median_and_spread(seconds[mode]) for mode in ("stored", "reversible", "exact")]
+            print("| " + " | ".join([*cells, f"{ratio:.2f}"]) + " |", flush=True)
+    return rows
+
+
+def measure_forward(quick: bool, device: str) -> list[dict[str, Any]]:
+    """Change of the forward values, printed as a table."""
+    rows = []
+    print("\n| model | bits | change of levels 0 to 3 |\n|---|---|---|")
+    for name in ("s0",) if quick else ("s0", "s3"):
+        row = forward_change(name, device)
+        rows.append(row)
+        for bits, errors in row["level_errors_by_bits"].items():
+            print(f"| {row['model']} | {bits} | {', '.join(f'{error:.1e}' for error in errors)} |", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--parts", nargs="+", choices=("growth", "cost", "forward"), default=["growth", "cost", "forward"])
+    parser.add_argument("--json", type=Path, help="write the numbers here; parts that are not measured are kept")
     parser.add_argument("--plot", type=Path, help="draw the error growth here")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each mode")
     parser.add_argument(
         "--quick", action="store_true", help="small depths and one model: whether it runs, not numbers to quote"
     )
     args = parser.parse_args()
+    warnings.simplefilter("ignore", ReversalPrecisionWarning)  # what is measured here
     device = "cuda" if torch.cuda.is_available() else "cpu"
     env = environment()
     print(describe(env))
-
-    depths = DEPTHS[:2] if args.quick else DEPTHS
-    growth = []
-    print("\n| RevSilos | mode | precision | rebuilt input, error | gradients, error |\n|---|---|---|---|---|")
-    for depth in depths:
-        for exact in (False, True):
-            for bf16 in (False, True):
-                row = error_growth(depth, exact, bf16, device)
-                growth.append(row)
-                values = [row["depth"], row["mode"], row["precision"]]
-                errors = [f"{row[key]:.1e}" for key in ("rebuilt_input_error", "gradient_error")]
-                print("| " + " | ".join(map(str, [*values, *errors])) + " |", flush=True)
-
-    costs = []
-    print("\n| model | batch, size | precision | stored, s | reversible, s | exact, s | exact / reversible |")
-    print("|---|---|---|---|---|---|---|")
-    for name in ("s0",) if args.quick else ("s0", "s1", "s3"):
-        for bf16 in (False, True):
-            entry = cost(name, 4, 64 if args.quick else 192, args.repeats, bf16, device)
-            costs.append(entry)
-            seconds = entry["seconds"]
-            ratio = statistics.median(seconds["exact"]) / statistics.median(seconds["reversible"])
-            cells = [entry["model"], f"4, {entry['image_size']}", entry["precision"]]
-            cells += [median_and_spread(seconds[mode]) for mode in ("stored", "reversible", "exact")]
-            print("| " + " | ".join([*cells, f"{ratio:.2f}"]) + " |", flush=True)
-
-    changes = []
-    print("\n| model | bits | change of levels 0 to 3 |\n|---|---|---|")
-    for name in ("s0",) if args.quick else ("s0", "s3"):
-        change = forward_change(name, device)
-        changes.append(change)
-        for bits, errors in change["level_errors_by_bits"].items():
-            print(f"| {change['model']} | {bits} | {', '.join(f'{error:.1e}' for error in errors)} |", flush=True)
-
+    result: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.is_file() else {}
+    if "growth" in args.parts:
+        result["growth"] = {"environment": env, "rows": measure_growth(args.quick, device)}
+        if args.plot:
+            plot(result["growth"]["rows"], args.plot, describe(env))
+    if "cost" in args.parts:
+        result["cost"] = {"environment": env, "rows": measure_cost(args.quick, device, args.repeats)}
+    if "forward" in args.parts:
+        result["forward"] = {"environment": env, "rows": measure_forward(args.quick, device)}
     if args.json:
-        result = {"environment": env, "error_growth": growth, "cost": costs, "forward_change": changes}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.plot:
-        plot(growth, args.plot, describe(env))
 
 
 if __name__ == "__main__":
