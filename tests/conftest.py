@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from unittest import mock
 
 import pytest
 import torch
@@ -15,8 +13,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _global_settings() -> Iterator[None]:
-    """MMEngine's Runner switches deterministic algorithms on, and our tools set variables: not for the tests after."""
+    """MMEngine's Runner switches deterministic algorithms on: not for the tests after."""
+    # The environment is left alone: replacing it while native threads read theirs crashes the process.
     deterministic = torch.are_deterministic_algorithms_enabled()
-    with mock.patch.dict(os.environ):
-        yield
+    yield
     torch.use_deterministic_algorithms(deterministic)
