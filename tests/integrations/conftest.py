@@ -31,6 +31,8 @@ train_cfg = dict(max_iters=8, val_interval=4)
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root="{tiny_data}/"))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root="{tiny_data}/"))
 val_evaluator = dict(ann_file="{tiny_data}/annotations/val.json")
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=-1))
 randomness = dict(seed=0, deterministic=True)
 """)
