@@ -1,0 +1,194 @@
+"""A real training, in all modes and beside other networks: S0 on Fashion-MNIST, three epochs at 64x64 on a CPU.
+
+Trains each setting with ``tools/train.py`` and ``configs/fashion_mnist``: same seed, same recipe, same number of steps. A
+setting that was finished is not trained again, one that was interrupted goes on. Then writes ``fashion_mnist.json`` and the
+picture of the curves. Single-threaded processes, so that sums have one order and runs can be compared bit for bit.
+
+    python tools/make_fashion_mnist.py
+    python -m benchmarks.fashion_mnist [--jobs 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks.common import describe, environment
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/fashion_mnist/revbifpn-s0_fashion-mnist.py"
+EPOCHS = 3
+MEAN_OVER = 20  # steps, in the committed curves
+
+# Longest first.
+SETTINGS = {
+    "exact": ["model.model_args.exact=True"],
+    "reversible": [],
+    "exact stored": ["model.model_args.exact=True", "model.model_args.reversible=False"],
+    "stored": ["model.model_args.reversible=False"],
+    "efficientnet_b0": ["model.name=efficientnet_b0"],
+    "mobilenetv3_large_100": ["model.name=mobilenetv3_large_100"],
+}
+# Large blocks stay with the process instead of being mapped, and zeroed by the kernel, at every step.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
+
+
+def train(setting: str, work_dir: Path, data: Path) -> None:
+    """Train a setting in a process of its own, unless its last checkpoint is there."""
+    folder = work_dir / setting.replace(" ", "_")
+    if (folder / f"epoch_{EPOCHS}.pth").is_file() and _steps(folder):
+        print(f"{setting}: finished before", flush=True)
+        return
+    options = [
+        *SETTINGS[setting],
+        f"train_cfg.max_epochs={EPOCHS}",
+        f"train_dataloader.dataset.root={data}",
+        f"val_dataloader.dataset.root={data}",
+        "default_hooks.logger.interval=1",
+        "log_processor.window_size=1",  # every step's own loss, to be compared bit for bit
+    ]
+    command = [sys.executable, "tools/train.py", str(CONFIG), "--work-dir", str(folder), "--resume", "--cfg-options", *options]
+    print(f"{setting}: training", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.log").open("a") as log:
+        variables = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=variables)
+    if done.returncode != 0:
+        sys.exit(f"{setting}: training failed, see {folder / 'output.log'}")
+    print(f"{setting}: finished", flush=True)
+
+
+def _scalars(folder: Path) -> list[dict[str, Any]]:
+    """All records that MMEngine wrote, oldest first: one file for each start of the training."""
+    paths = sorted(folder.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def _steps(folder: Path) -> list[float]:
+    """The loss of each step; of a step that was repeated after an interruption the last."""
+    losses = {record["step"]: record["loss"] for record in _scalars(folder) if "lr" in record}
+    return [losses[step] for step in sorted(losses)]
+
+
+def read(setting: str, work_dir: Path) -> dict[str, Any]:
+    """Curves, accuracy and hashes of a finished setting."""
+    folder = work_dir / setting.replace(" ", "_")
+    losses = _steps(folder)
+    epochs = {record["step"]: record for record in _scalars(folder) if "accuracy/top1" in record}
+    checkpoint = torch.load(folder / f"epoch_{EPOCHS}.pth", map_location="cpu", weights_only=False)
+    name = next((option.removeprefix("model.name=") for option in SETTINGS[setting] if "model.name" in option), "revbifpn_s0")
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters()),
+        "steps": len(losses),
+        "top1": [round(epochs[step]["accuracy/top1"], 2) for step in sorted(epochs)],
+        "top5": [round(epochs[step]["accuracy/top5"], 2) for step in sorted(epochs)],
+        "val_loss": [epochs[step]["accuracy/loss"] for step in sorted(epochs)],
+        "train_loss": [round(_mean(losses[i : i + MEAN_OVER]), 5) for i in range(0, len(losses), MEAN_OVER)],
+        "losses_sha256": hashlib.sha256(json.dumps(losses).encode()).hexdigest(),
+        # MMEngine's EMA hook swaps: the state dict holds the averaged weights, its own entry those of the last step.
+        "ema_weights_sha256": _sha256(checkpoint["state_dict"]),
+        "weights_sha256": _sha256(checkpoint["ema_state_dict"]),
+        "losses": losses,
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """How two runs agree, step by step."""
+    differences = [abs(x - y) for x, y in zip(a["losses"], b["losses"], strict=True)]
+    return {
+        "first_step_that_differs": next((step + 1 for step, d in enumerate(differences) if d), None),
+        "max_loss_difference_in_the_first_10_steps": max(differences[:10]),
+        "max_loss_difference": max(differences),
+        "mean_loss_difference": _mean(differences),
+        "same_losses_bit_for_bit": a["losses_sha256"] == b["losses_sha256"],
+        "same_weights_bit_for_bit": a["weights_sha256"] == b["weights_sha256"],
+        "same_ema_weights_bit_for_bit": a["ema_weights_sha256"] == b["ema_weights_sha256"],
+        "top1_difference": round(a["top1"][-1] - b["top1"][-1], 2),
+    }
+
+
+def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Training loss over the steps, and validation accuracy after each epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=110)
+    styles = ["-", "--", "-.", ":", "-", "-"]
+    widths = [3.2, 1.4, 1.4, 2.4, 1.2, 1.2]
+    for (name, run), style, width in zip(runs.items(), styles, widths, strict=True):
+        label = f"S0 {name}" if run["model"] == "revbifpn_s0" else name
+        steps = [MEAN_OVER * (i + 0.5) for i in range(len(run["train_loss"]))]
+        left.plot(steps, run["train_loss"], style, linewidth=width, label=label)
+        right.plot(
+            range(1, EPOCHS + 1), run["top1"], style, linewidth=width, marker="o", label=f"{label}: {run['top1'][-1]:.2f}"
+        )
+    left.set(xlabel="step", ylabel=f"training loss (mean of {MEAN_OVER} steps)", ylim=(0.6, 1.2))
+    right.set(xlabel="epoch", ylabel="top-1 on the 10,000 test images, %", xticks=range(1, EPOCHS + 1))
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "data/fashion_mnist", help="what tools/make_fashion_mnist.py wrote"
+    )
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/fashion_mnist", help="folder for the trainings")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, of one thread each")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda setting: train(setting, args.work_dir.resolve(), args.data.resolve()), SETTINGS))
+
+    runs = {setting: read(setting, args.work_dir) for setting in SETTINGS}
+    agreement = {
+        "reversible and stored": compare(runs["reversible"], runs["stored"]),
+        "exact and exact stored": compare(runs["exact"], runs["exact stored"]),
+    }
+    draw(runs, ROOT / "docs/images/fashion_mnist.png")
+    for run in runs.values():
+        del run["losses"]
+    env = environment()
+    result = {"environment": env, "curves_are_means_over_steps": MEAN_OVER, "agreement": agreement, "runs": runs}
+    (ROOT / "benchmarks/fashion_mnist.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    print(describe(env))
+    print("| network, mode | parameters | steps | top-1 after each epoch, % | validation loss |\n|---|---|---|---|---|")
+    for name, run in runs.items():
+        top1 = " / ".join(f"{value:.2f}" for value in run["top1"])
+        network = name if name == run["model"] else f"{run['model']}, {name}"
+        print(f"| {network} | {run['parameters']:,} | {run['steps']} | {top1} | {run['val_loss'][-1]:.4f} |")
+    print(json.dumps(agreement, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A timm model with timm's loss and Mixup as MMEngine's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
+from timm.loss import create_classification_loss
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import revbifpn  # noqa: F401  (registers the timm models)
+from revbifpn.models.checkpoints import CheckpointError, check_state_dict, read_checkpoint
+
+
+@MODELS.register_module()
+class ImagePreprocessor(BaseDataPreprocessor):
+    """uint8 images to normalized floats on the device; in training random erasing.
+
+    Args:
+        mean, std: of each channel, for values in 0..1.
+        channels_last: memory format of the images.
+        random_erasing: arguments of timm's ``RandomErasing``, such as ``dict(probability=0.2, mode="pixel")``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        channels_last: bool = False,
+        random_erasing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.random_erasing = random_erasing
+
+    def forward(self, data: dict[str, Tensor], training: bool = False) -> dict[str, Tensor]:
+        """(N, C, H, W) uint8 under ``inputs`` -> normalized float32; everything moved to the device."""
+        data = {key: value.to(self.device, non_blocking=True) for key, value in data.items()}
+        images = data["inputs"].float().sub_(self.mean).div_(self.std)
+        if training and self.random_erasing:
+            images = RandomErasing(**self.random_erasing, device=images.device.type)(images)
+        return data | {"inputs": images.contiguous(memory_format=self.memory_format)}
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """Any timm model as a classifier for MMEngine's Runner. The network is the attribute ``backbone``.
+
+    So the checkpoints' keys have the prefix ``backbone.``, and a detector loads them as they are.
+
+    Args:
+        name: timm's name, such as ``"revbifpn_s0"``.
+        num_classes: outputs of the classifier.
+        model_args: further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1, exact=True)``.
+        loss: arguments of ``timm.loss.create_classification_loss``, such as ``dict(loss_type="ce", smoothing=0.1)``.
+        mixup: arguments of ``timm.data.Mixup``; None for neither Mixup nor CutMix. Label smoothing is the loss's.
+        checkpoint: weights to begin with: published or this project's layout (see :func:`.read_checkpoint`).
+        remake_classifier: where ``checkpoint`` has another number of classes, begin with a fresh linear layer and say so;
+            False refuses it.
+        norm_eval: keep batch norms in eval mode, with the statistics of ``checkpoint``: for small sets and small batches.
+        data_preprocessor: config of :class:`ImagePreprocessor`.
+
+    Raises:
+        FileNotFoundError, CheckpointError: if ``checkpoint`` cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        model_args: dict[str, Any] | None = None,
+        loss: dict[str, Any] | None = None,
+        mixup: dict[str, Any] | None = None,
+        checkpoint: str | None = None,
+        remake_classifier: bool = True,
+        norm_eval: bool = False,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor or dict(type="ImagePreprocessor"))
+        self.num_classes = num_classes
+        self.norm_eval = norm_eval
+        self.backbone = timm.create_model(name, num_classes=num_classes, **(model_args or {}))
+        if getattr(self.data_preprocessor, "memory_format", None) == torch.channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        loss = dict(loss or {})
+        self.smoothing = loss.get("smoothing", 0.0)
+        self.mixup = None
+        if mixup:
+            self.mixup = Mixup(**mixup, label_smoothing=self.smoothing, num_classes=num_classes)
+        self.criterion = create_classification_loss(**loss, soft_targets=self.mixup is not None)
+        if checkpoint:
+            self._load(checkpoint, remake_classifier)
+
+    def init_weights(self) -> None:
+        """Nothing: the network is initialized, or loaded, when it is made; MMEngine would call timm's initialization again."""
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Switch to training mode, except norms that ``norm_eval`` holds in eval mode."""
+        super().train(mode)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor | None]]:
+        """Normalized images (N, C, H, W) and labels (N,) -> by ``mode``: ``"tensor"`` logits (N, num_classes), ``"loss"``
+        a dict with the scalar ``loss``, ``"predict"`` a list of one dict with ``logits``, ``labels`` and ``indices``.
+
+        Raises:
+            ValueError: for another mode.
+        """
+        if mode == "loss":
+            assert labels is not None
+            inputs, targets = self._mix(inputs, labels)
+            return {"loss": self.criterion(self.backbone(inputs), targets)}
+        if mode == "predict":
+            return [{"logits": self.backbone(inputs), "labels": labels, "indices": indices}]
+        if mode == "tensor":
+            logits: Tensor = self.backbone(inputs)
+            return logits
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def _mix(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mixup is None:
+            return inputs, labels
+        if len(inputs) % 2:  # timm mixes pairs: an odd last batch of an epoch goes unmixed rather than stopping the run
+            return inputs, mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        mixed: tuple[Tensor, Tensor] = self.mixup(inputs, labels)
+        return mixed
+
+    def _load(self, checkpoint: str, remake_classifier: bool) -> None:
+        state = read_checkpoint(checkpoint)
+        own = self.backbone.state_dict()
+        names = self.backbone.pretrained_cfg.get("classifier") or ()
+        prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+        classifier = [key for key in own if key.startswith(prefixes)] if prefixes else []
+        other = [key for key in classifier if key in state and state[key].shape != own[key].shape]
+        if other:
+            classes = len(state[other[0]])
+            if not remake_classifier:
+                raise CheckpointError(f"{checkpoint} has {classes} classes, the model {self.num_classes}. Nothing was loaded.")
+            message = f"{checkpoint} has {classes} classes, the model {self.num_classes}: the classifier is a fresh one"
+            print_log(message, logger="current", level=30)
+            state = {key: value for key, value in state.items() if key not in classifier}
+            state |= {key: own[key] for key in classifier}
+        check_state_dict(self.backbone, state, checkpoint)
+        self.backbone.load_state_dict(state)
+        print_log(f"loaded {len(state) - len(other)} tensors from {checkpoint}", logger="current")
