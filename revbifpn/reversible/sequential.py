@@ -42,7 +42,7 @@ class ReversibleSequential(nn.Sequential):
                 raise TypeError(f"ReversibleSequential: layer {index} is {type(layer).__name__}, not a ReversibleLayer")
         super().__init__(*layers)
         self.reversible = reversible
-        self._reported: set[str] = set()
+        self.reported: set[str] = set()
         self.set_exact(exact, exact_bits)
 
     def set_exact(self, exact: bool = True, exact_bits: int = DEFAULT_BITS) -> None:
@@ -95,10 +95,10 @@ class ReversibleSequential(nn.Sequential):
             streams = layer(*streams)
         kind = streams[0].device.type
         half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if half and self.exact_bits is None and "precision" not in self._reported:
-            self._reported.add("precision")
+        if half and self.exact_bits is None and "precision" not in self.reported:
+            self.reported.add("precision")
             warn_half_precision(torch.get_autocast_dtype(kind))
-        monitor = None if self.exact_bits is None else ExactMonitor(self.exact_bits, self._reported)
+        monitor = None if self.exact_bits is None else ExactMonitor(self.exact_bits, self.reported)
         tape = Tape(len(layers) - first, monitor)
         for layer in layers[first:]:
             streams = layer(*streams, tape=tape)

@@ -1,0 +1,14 @@
+"""Memory of training steps: measured, predicted, explained. See :func:`profile_training`."""
+
+from revbifpn.memory.fake import UnsupportedOperatorError
+from revbifpn.memory.profile import profile_training
+from revbifpn.memory.report import MemoryReport, TensorRecord, TimelinePoint, format_bytes
+
+__all__ = [
+    "MemoryReport",
+    "TensorRecord",
+    "TimelinePoint",
+    "UnsupportedOperatorError",
+    "format_bytes",
+    "profile_training",
+]

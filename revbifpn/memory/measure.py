@@ -1,0 +1,84 @@
+"""What the allocator itself says of a step: its events on CPU, its statistics on CUDA."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+_MARK = "revbifpn.memory#"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Bytes above what was allocated before the step.
+
+    Attributes:
+        peak: the highest sum.
+        peak_index: the operator that was running then; None if the allocator does not tell.
+        by_operator: for each operator the highest sum until the next began; empty if the allocator does not tell.
+    """
+
+    peak: int
+    peak_index: int | None
+    by_operator: list[int]
+
+
+def mark(execute: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any], count: Callable[[], int]) -> Any:
+    """Wrap ``execute`` so that a profiler's record says which operator was running; ``count()`` is its number."""
+
+    def marked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with record_function(f"{_MARK}{count()}"):
+            return execute(func, args, kwargs)
+
+    return marked
+
+
+def measure_cpu(step: Callable[[], None], num_operators: Callable[[], int]) -> Measurement:
+    """Run ``step`` under PyTorch's profiler and add up the CPU allocator's events.
+
+    Args:
+        step: runs operators wrapped by :func:`mark`.
+        num_operators: how many it ran, asked for afterwards.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports missing GPUs on stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
+        step()
+    events = recording.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    marks = sorted(
+        (event.start_ns(), int(event.name().removeprefix(_MARK))) for event in events if event.name().startswith(_MARK)
+    )
+    starts, numbers = [start for start, _ in marks], [number for _, number in marks]
+    by_operator = [0] * num_operators()
+    live = peak = 0
+    peak_index = 0
+    current = -1
+    for time, nbytes in changes:
+        at = bisect_right(starts, time) - 1
+        number = numbers[at] if at >= 0 else 0
+        for skipped in range(current + 1, number + 1):
+            by_operator[skipped] = live
+        current = max(current, number)
+        live += nbytes
+        by_operator[number] = max(by_operator[number], live)
+        if live > peak:
+            peak, peak_index = live, number
+    for skipped in range(current + 1, len(by_operator)):
+        by_operator[skipped] = live
+    return Measurement(peak, peak_index, by_operator)
+
+
+def measure_cuda(step: Callable[[], None]) -> Measurement:
+    """Run ``step`` and ask the CUDA caching allocator for its peak (its own rounding included, cuDNN's workspaces too)."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return Measurement(torch.cuda.max_memory_allocated() - before, None, [])

@@ -1,0 +1,264 @@
+"""Profile one training step: measured on a device that is there, or predicted for one that is not.
+
+>>> import timm, torch, revbifpn
+>>> from revbifpn.memory import profile_training
+>>> model = timm.create_model("revbifpn_s0")
+>>> images = torch.empty(64, 3, 224, 224, device="meta")  # a shape is enough for a prediction
+>>> report = profile_training(model, images, optimizer="adamw")
+>>> report.method, report.batch
+('predicted', 64)
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from revbifpn.memory.analysis import analyse
+from revbifpn.memory.fake import FakeExecution, fake_weights
+from revbifpn.memory.measure import mark, measure_cpu, measure_cuda
+from revbifpn.memory.report import MemoryReport
+from revbifpn.memory.tracker import StorageTracker
+from revbifpn.memory.workspace import cpu_workspace
+from revbifpn.reversible import ReversibleSequential
+
+#: What a model is called with: one tensor, positional arguments, or keyword arguments.
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+#: From what the model returns to one number.
+Loss = Callable[[Any], Tensor]
+#: The name of one of timm's optimizers, or a function from parameters to an optimizer; None for none.
+OptimizerChoice = str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None
+
+#: PyTorch's CUDA allocator hands out multiples of this many bytes.
+CUDA_GRANULARITY = 512
+
+
+def profile_training(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    loss: Loss | None = None,
+    optimizer: OptimizerChoice = None,
+    device: str = "cpu",
+    method: str = "predict",
+    autocast: torch.dtype | None = None,
+    name: str = "",
+    mode: str = "",
+) -> MemoryReport:
+    """Find out how much memory a training step takes, and where it goes.
+
+    The step is: gradients set to None, forward, loss, backward, and the optimizer's step, with the optimizer's state there
+    from the beginning as in all steps but the first. The model is left as it was.
+
+    Args:
+        model: in training mode, or whatever mode the step should be in.
+        inputs: what it is called with. For a prediction, tensors on the ``meta`` device give just their shapes.
+        loss: by default, the mean of all floating-point outputs.
+        optimizer: one of timm's names such as ``"sgd"`` (with momentum) or ``"adamw"``, or a function.
+        device: ``"cpu"`` or ``"cuda"``.
+        method: ``"predict"`` runs the step on fake tensors: in seconds, for sizes far beyond this machine's memory.
+            ``"measure"`` runs it on copies for real and reads the allocator's figures.
+        autocast: dtype of mixed precision; None for none.
+        name, mode: for the report.
+
+    Returns:
+        The report; ``report.peak`` is in bytes.
+
+    Raises:
+        UnsupportedOperatorError: if a prediction meets an operator that needs values.
+        ValueError: for an unknown optimizer, device or method, or a measurement on a device that is not there.
+    """
+    if method not in ("predict", "measure"):
+        raise ValueError(f"method must be 'predict' or 'measure', got {method!r}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if method == "measure" and device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device to measure on: use method='predict'")
+    make_optimizer = _optimizer_maker(optimizer)
+    step = _Step(loss or _mean_of_outputs, device, autocast)
+    run = _predict if method == "predict" else _measure
+    tracker, measurement, notes = run(model, inputs, step, make_optimizer, device)
+    tensors = list(_tensors(inputs))
+    images = [tuple(t.shape) for t in tensors if t.ndim == 4]
+    return analyse(
+        tracker,
+        model,
+        measurement,
+        name=name or type(model).__name__,
+        method="predicted" if method == "predict" else "measured",
+        device=device,
+        mode=mode,
+        batch=tensors[0].shape[0] if tensors and tensors[0].ndim else 1,
+        image=(images[0][2], images[0][3]) if images else None,
+        optimizer=optimizer if isinstance(optimizer, str) else "none" if optimizer is None else "custom",
+        precision="float32" if autocast is None else str(autocast).removeprefix("torch."),
+        notes=notes,
+    )
+
+
+class _Step:
+    """The training step, with its phases told to the tracker."""
+
+    def __init__(self, loss: Loss, device: str, autocast: torch.dtype | None) -> None:
+        self.loss = loss
+        self.device = device
+        self.autocast = autocast
+
+    def __call__(
+        self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer | None, tracker: StorageTracker | None
+    ) -> None:
+        def during(phase: str) -> Any:
+            return tracker.during(phase) if tracker else nullcontext()
+
+        with during("forward"):
+            amp = torch.autocast(self.device, self.autocast) if self.autocast else nullcontext()
+            with amp:
+                loss = self.loss(_call(model, inputs))
+        with during("backward"):
+            loss.backward()
+        del loss
+        if tracker is not None:
+            for path, param in model.named_parameters():
+                tracker.label(param.grad, "gradients", path.rpartition(".")[0])
+        if optimizer is not None:
+            with during("optimizer"):
+                optimizer.step()
+
+
+def _predict(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
+    execution = FakeExecution()
+    grads = [p.grad for p in model.parameters()]
+    with _quiet_exact_checks(model), fake_weights(model, execution):
+        fake_inputs = execution.fake_all(inputs)
+        on_cpu = device == "cpu"
+        tracker = StorageTracker(model, execution, cpu_workspace if on_cpu else None, 1 if on_cpu else CUDA_GRANULARITY)
+        _register(tracker, model, fake_inputs)
+        optimizer = make_optimizer(model)
+        with tracker:
+            step(model, fake_inputs, optimizer, tracker)
+            _label_state(tracker, optimizer)
+        notes = [] if on_cpu else ["predicted without a GPU: cuDNN's workspaces and the CUDA context are not included"]
+        del optimizer
+    for param, grad in zip(model.parameters(), grads, strict=True):
+        param.grad = grad
+    return tracker, None, notes
+
+
+def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
+    model = copy.deepcopy(model).to(device)
+    inputs = _to(inputs, device)
+    optimizer = make_optimizer(model)
+    step(model, inputs, optimizer, None)  # lazy initialisation and the optimizer's state are not part of a step
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    on_cpu = device == "cpu"
+    tracker = StorageTracker(model, granularity=1 if on_cpu else CUDA_GRANULARITY)
+    if on_cpu:
+        tracker.execute = mark(tracker.execute, lambda: len(tracker.operations) - 1)
+    _register(tracker, model, inputs)
+    _register_state(tracker, optimizer)
+
+    def tracked_step() -> None:
+        with tracker:
+            step(model, inputs, optimizer, tracker)
+
+    if on_cpu:
+        return tracker, measure_cpu(tracked_step, lambda: len(tracker.operations)), []
+    return tracker, measure_cuda(tracked_step), ["the CUDA context (some hundred MB a process) is not included"]
+
+
+def _register(tracker: StorageTracker, model: nn.Module, inputs: Inputs) -> None:
+    for path, param in model.named_parameters():
+        tracker.register(param, "parameters", path.rpartition(".")[0])
+    for path, buffer in model.named_buffers():
+        tracker.register(buffer, "buffers", path.rpartition(".")[0])
+    for tensor in _tensors(inputs):
+        tracker.register(tensor, "inputs")
+
+
+def _register_state(tracker: StorageTracker, optimizer: torch.optim.Optimizer | None) -> None:
+    for state in optimizer.state.values() if optimizer else ():
+        for tensor in _tensors(state):
+            tracker.register(tensor, "optimizer state")
+
+
+def _label_state(tracker: StorageTracker, optimizer: torch.optim.Optimizer | None) -> None:
+    """The first step makes the state; in all others it is there from the beginning."""
+    for state in optimizer.state.values() if optimizer else ():
+        for tensor in _tensors(state):
+            tracker.label(tensor, "optimizer state", always=True)
+
+
+@contextmanager
+def _quiet_exact_checks(model: nn.Module) -> Iterator[None]:
+    """The exact mode's checks read values, which fake tensors do not have; what they allocate stays."""
+    layers = [m for m in model.modules() if isinstance(m, ReversibleSequential)]
+    saved = [set(layer.reported) for layer in layers]
+    for layer in layers:
+        layer.reported |= {"range", "identity", "precision"}
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, saved, strict=True):
+            layer.reported.clear()
+            layer.reported.update(before)
+
+
+def _optimizer_maker(choice: OptimizerChoice) -> Callable[[nn.Module], torch.optim.Optimizer | None]:
+    if choice is None:
+        return lambda model: None
+    if callable(choice):
+        return lambda model: choice([p for p in model.parameters() if p.requires_grad])
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return create_optimizer_v2(model, opt=choice, lr=1e-3, momentum=0.9, filter_bias_and_bn=False)
+
+    try:
+        make(nn.Linear(1, 1))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"unknown optimizer {choice!r}: use one of timm's, such as 'sgd', 'adamw' or 'lamb'") from error
+    return make
+
+
+def _mean_of_outputs(outputs: Any) -> Tensor:
+    values = [t for t in _tensors(outputs) if t.is_floating_point() and t.requires_grad]
+    if not values:
+        raise ValueError("the model returned nothing that has a gradient: pass a loss function, or unfreeze some weights")
+    return torch.stack([value.float().mean() for value in values]).sum()
+
+
+def _call(model: nn.Module, inputs: Inputs) -> Any:
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _to(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return torch.zeros(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to(item, device) for item in value)
+    return value
