@@ -62,6 +62,8 @@ class FakeExecution:
             if tensors or _factory_size(func, args) <= REAL_LIMIT:
                 return func(*args, **kwargs)
         args = _index_without_masks(func, args)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.rand(1)  # a fake operator draws nothing, but whoever keeps random states looks whether one did
         try:
             with self.mode:
                 result = func(*args, **kwargs)

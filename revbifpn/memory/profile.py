@@ -136,7 +136,7 @@ class _Step:
 def _predict(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
     execution = FakeExecution()
     grads = [p.grad for p in model.parameters()]
-    with _quiet_exact_checks(model), fake_weights(model, execution):
+    with torch.random.fork_rng(devices=[]), _quiet_exact_checks(model), fake_weights(model, execution):
         fake_inputs = execution.fake_all(inputs)
         on_cpu = device == "cpu"
         tracker = StorageTracker(model, execution, cpu_workspace if on_cpu else None, 1 if on_cpu else CUDA_GRANULARITY)
@@ -261,4 +261,4 @@ def _to(value: Any, device: str) -> Any:
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_to(item, device) for item in value)
-    return value
+    return value.to(device) if hasattr(value, "to") else value  # MMEngine's data elements

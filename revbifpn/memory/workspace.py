@@ -42,8 +42,8 @@ def _convolution(args: tuple[Any, ...], result: Any) -> int:
         return copied + _blocked_weight(weight, groups)
     if max(weight.shape[2:]) > _WIDEST_KERNEL:  # a kernel for plain layouts
         return copied
-    reordered = copied + _blocked(x, groups) + _blocked_weight(weight, groups) + _blocked(y, groups)
-    return max(reordered, _blocked(y, groups) + _bytes(y)) - _bytes(y)
+    reordered = copied + _blocked(x, groups) + _blocked_weight(weight, groups) + _blocked_output(y)
+    return max(reordered, _blocked_output(y) + _bytes(y)) - _bytes(y)
 
 
 def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
@@ -63,7 +63,7 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
     if mask[0]:
         inside = blocked_weight
         if not channels_last:
-            inside = max(_blocked(grad, groups) + blocked_weight, _bytes(x)) + _blocked(x, groups)
+            inside = max(_blocked_output(grad) + blocked_weight, _bytes(x)) + _blocked(x, groups)
         else:
             inside += _bytes(x)
         peak = grad_copied + inside
@@ -76,7 +76,7 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
         elif depthwise and (not small or groups == 1):
             inside += _bytes(weight)
         else:
-            inside += blocked_weight + max(_blocked(x, groups) + _blocked(grad, groups), _bytes(weight))
+            inside += blocked_weight + max(_blocked(x, groups) + _blocked_output(grad), _bytes(weight))
         peak = max(peak, grad_copied + x_copied + inside)
     return max(0, peak - kept)
 
@@ -142,22 +142,30 @@ def _block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
-def _padded(channels: int, groups: int) -> int:
-    """Channels of the blocked layout: whole blocks, but images of up to 3 channels stay as they are."""
+def _padded(channels: int) -> int:
+    """Channels of the blocked layout: whole blocks."""
     block = _block()
-    return channels if groups == 1 and channels <= 3 else -(-channels // block) * block
+    return -(-channels // block) * block
+
+
+def _stays_plain(channels: int, groups: int) -> bool:
+    """Images of up to three channels are read as they are."""
+    return groups == 1 and channels <= 3
 
 
 def _blocked(image: Tensor, groups: int) -> int:
+    return 0 if _stays_plain(image.shape[1], groups) else _blocked_output(image)
+
+
+def _blocked_output(image: Tensor) -> int:
     n, c, h, w = image.shape
-    padded = _padded(c, groups)
-    return 0 if padded == c and c <= 3 and groups == 1 else n * padded * h * w * image.element_size()
+    return n * _padded(c) * h * w * image.element_size()
 
 
 def _blocked_weight(weight: Tensor, groups: int) -> int:
     out, per_group, h, w = weight.shape
-    inputs = per_group if groups > 1 else _padded(per_group, groups)
-    return _padded(out, groups) * inputs * h * w * weight.element_size()
+    inputs = per_group if groups > 1 or _stays_plain(per_group, groups) else _padded(per_group)
+    return _padded(out) * inputs * h * w * weight.element_size()
 
 
 def _bytes(tensor: Tensor) -> int:
