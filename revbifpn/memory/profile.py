@@ -83,7 +83,7 @@ def profile_training(
     if method == "measure" and device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device to measure on: use method='predict'")
     make_optimizer = _optimizer_maker(optimizer)
-    step = _Step(loss or _mean_of_outputs, device, autocast)
+    step = _Step(loss or mean_of_outputs, device, autocast)
     run = _predict if method == "predict" else _measure
     tracker, measurement, notes = run(model, inputs, step, make_optimizer, device)
     tensors = list(_tensors(inputs))
@@ -121,7 +121,7 @@ class _Step:
         with during("forward"):
             amp = torch.autocast(self.device, self.autocast) if self.autocast else nullcontext()
             with amp:
-                loss = self.loss(_call(model, inputs))
+                loss = self.loss(call_model(model, inputs))
         with during("backward"):
             loss.backward()
         del loss
@@ -230,14 +230,20 @@ def _optimizer_maker(choice: OptimizerChoice) -> Callable[[nn.Module], torch.opt
     return make
 
 
-def _mean_of_outputs(outputs: Any) -> Tensor:
+def mean_of_outputs(outputs: Any) -> Tensor:
+    """The mean of all floating-point outputs that have a gradient.
+
+    Raises:
+        ValueError: if there are none.
+    """
     values = [t for t in _tensors(outputs) if t.is_floating_point() and t.requires_grad]
     if not values:
         raise ValueError("the model returned nothing that has a gradient: pass a loss function, or unfreeze some weights")
     return torch.stack([value.float().mean() for value in values]).sum()
 
 
-def _call(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """``model(tensor)``, ``model(*sequence)`` or ``model(**mapping)``."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)

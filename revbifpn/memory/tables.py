@@ -1,0 +1,111 @@
+"""Reports as text: rows for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from revbifpn.memory.fit import Fit
+from revbifpn.memory.report import CATEGORIES, CATEGORY_TEXT, MemoryReport, format_bytes
+from revbifpn.memory.rows import ComparisonRow
+
+#: A table: its title, its head, and its rows.
+Table = tuple[str, list[str], list[list[str]]]
+
+#: So many tensors a report names.
+LARGEST = 10
+
+
+def report_tables(report: MemoryReport) -> list[Table]:
+    """Everything a report says, as tables."""
+    share = [
+        [name, format_bytes(report.categories[name]), f"{100 * report.categories[name] / report.peak:.1f}%", CATEGORY_TEXT[name]]
+        for name in CATEGORIES
+    ]
+    tables: list[Table] = [("At the peak", ["kind of memory", "size", "share", "what it is"], share)]
+    for title, sums in (
+        ("Activations and temporaries at the peak, by stage", report.stages),
+        ("by stream", report.streams),
+        ("by kind of tensor", report.kinds),
+    ):
+        tables.append((title, ["", "size"], [[name, format_bytes(nbytes)] for name, nbytes in list(sums.items())[:LARGEST]]))
+    named = [t for t in report.tensors if t.operator or t.module][:LARGEST]
+    largest = [
+        [format_bytes(t.nbytes), "x".join(map(str, t.shape)), t.dtype, t.kind, t.operator or "-", t.module or "-"] for t in named
+    ]
+    tables.append(("Largest tensors at the peak", ["size", "shape", "dtype", "kind", "operator", "module"], largest))
+    return tables
+
+
+def headline(report: MemoryReport) -> str:
+    """The report in two lines."""
+    size = f" at {report.image[0]}x{report.image[1]}" if report.image else ""
+    mode = f", {report.mode}" if report.mode else ""
+    point = report.peak_point
+    where = f"{point.operator} of {point.module}" if point.module else point.operator
+    return (
+        f"{report.name}{mode}: {format_bytes(report.peak)} {report.method} for {report.device}, batch {report.batch}{size}, "
+        f"optimizer {report.optimizer}, {report.precision}\n"
+        f"{format_bytes(report.per_sample)} a sample; the peak is in {point.phase}, at operator {point.index} of "
+        f"{report.num_operators}: {where}"
+    )
+
+
+def comparison_table(rows: Sequence[ComparisonRow], quality: str = "top-1") -> Table:
+    """Rows as people read them."""
+    head = ["model", "mode", "image", "params", "GMACs", f"{quality}, published", "per sample", "whole step", "batch", "figure"]
+    return ("Training memory", head, [_cells(row) for row in rows])
+
+
+def _cells(row: ComparisonRow) -> list[str]:
+    return [
+        row.name,
+        row.mode,
+        f"{row.image[0]}x{row.image[1]}" if row.image else "-",
+        f"{row.params / 1e6:.2f} M" if row.params else "-",
+        f"{row.macs / 1e9:.3g}" if row.macs else "-",
+        f"{row.top1:.1f}" if row.top1 is not None else "-",
+        format_bytes(row.per_sample),
+        format_bytes(row.peak) if row.peak else "-",
+        str(row.batch),
+        row.method,
+    ]
+
+
+def fit_table(fits: Sequence[Fit | tuple[str, str, str]], memory: int) -> Table:
+    """What fits; a failure is (name, mode, why)."""
+    rows = []
+    for fit in fits:
+        if isinstance(fit, Fit):
+            size = f"{fit.image[0]}x{fit.image[1]}"
+            found = (f"batch {fit.batch}", size) if fit.searched == "batch" else (size, f"batch {fit.batch}")
+            limit = " (or more: the search ended here)" if fit.limited else ""
+            rows.append([fit.name, fit.mode, f"{found[0]}{limit}", found[1], format_bytes(fit.peak)])
+        else:
+            rows.append([fit[0], fit[1], "nothing", fit[2], "-"])
+    return (f"Fits into {format_bytes(memory)}", ["model", "mode", "largest", "with", "takes"], rows)
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """GitHub's tables."""
+    parts = []
+    for title, head, rows in tables:
+        lines = [f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(rows: Sequence[ComparisonRow]) -> str:
+    """Numbers as they are: bytes, MACs, percent."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["model", "mode", "method", "height", "width", "batch", "params", "macs", "top1", "bytes_per_sample", "bytes_step"]
+    )
+    for row in rows:
+        height, width = row.image or ("", "")
+        numbers = [row.params or "", row.macs or "", "" if row.top1 is None else row.top1, round(row.per_sample), row.peak or ""]
+        writer.writerow([row.name, row.mode, row.method, height, width, row.batch, *numbers])
+    return out.getvalue()
