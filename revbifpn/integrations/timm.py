@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from timm.models import _builder as timm_builder
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+    resolve_pretrained_cfg,
+)
+from torch import nn
 
-from revbifpn.models.checkpoints import convert_checkpoint
-from revbifpn.models.classifier import RevBiFPN
-from revbifpn.models.variants import VARIANTS
+from revbifpn.models.classifier import RevBiFPN, checkpoint_filter_fn
+from revbifpn.models.published import PUBLISHED, fetch_published
+from revbifpn.models.pyramid import Body
+from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
 
 __all__ = [f"revbifpn_{name}" for name in VARIANTS]
 
-_URL = "https://cerebras-public.s3.us-west-2.amazonaws.com/revbifpn/revbifpn_{}.pth.tar"
+register_notrace_module(Body)  # one node of a torch.fx graph, reversible in it too
 
 
 def _cfg(name: str) -> dict[str, Any]:
     size = VARIANTS[name].image_size
     return {
-        "url": _URL.format(name),
+        "url": PUBLISHED[name].url,
         "num_classes": 1000,
         "input_size": (3, size, size),
-        "pool_size": (size // 32, size // 32),
+        "pool_size": (size // SIZE_DIVISOR, size // SIZE_DIVISOR),
+        # How the published accuracies were evaluated is not stated; the authors used timm's scripts, these are its defaults.
         "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": (),  # the stem has no weights
+        "first_conv": (),  # the stem has no weights, or checkpoint_filter_fn adapts them
         "classifier": "head.fc",
-        "origin_url": "https://arxiv.org/abs/2206.14098",
+        "license": "bsd-3-clause",  # of the authors' repository; the weights carry no statement of their own
+        "origin_url": "https://github.com/CerebrasResearch/RevBiFPN",
         "paper_name": "RevBiFPN: The Fully Reversible Bidirectional Feature Pyramid Network",
         "paper_ids": "arXiv:2206.14098",
     }
@@ -41,20 +50,26 @@ def _cfg(name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({f"revbifpn_{name}.cerebras_in1k": _cfg(name) for name in VARIANTS})
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Published or own key layout -> the model's."""
-    return convert_checkpoint(state_dict)
-
-
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    cfg = resolve_pretrained_cfg(f"revbifpn_{name}", kwargs.get("pretrained_cfg"), overlay)
+    named_elsewhere = cfg.file or cfg.state_dict or cfg.hf_hub_id or cfg.source
+    fetched = pretrained and not named_elsewhere and cfg.url == PUBLISHED[name].url
+    if fetched:  # timm would not check the sha256
+        progress = getattr(timm_builder, "_DOWNLOAD_PROGRESS", False)
+        overlay["file"] = str(fetch_published(name, kwargs.get("cache_dir"), progress))
     model: nn.Module = build_model_with_cfg(
         partial(RevBiFPN, name),
         f"revbifpn_{name}",
         pretrained,
+        pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
+    if fetched:  # where the file lies on this machine is no property of the model
+        for module in model.modules():
+            getattr(module, "pretrained_cfg", {}).pop("file", None)
     return model
 
 

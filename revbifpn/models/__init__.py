@@ -2,16 +2,20 @@
 
 from revbifpn.models.checkpoints import CheckpointError, convert_checkpoint, load_checkpoint, read_checkpoint
 from revbifpn.models.classifier import RevBiFPN
+from revbifpn.models.published import PUBLISHED, PublishedWeights, fetch_published
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
 
 __all__ = [
+    "PUBLISHED",
     "VARIANTS",
     "CheckpointError",
+    "PublishedWeights",
     "RevBiFPN",
     "RevBiFPNPyramid",
     "Variant",
     "convert_checkpoint",
+    "fetch_published",
     "get_variant",
     "load_checkpoint",
     "read_checkpoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from timm.layers import DropPath, SqueezeExcite
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from revbifpn.reversible.layers import memory_format_of
 
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.1
+COLOURS = 3  # R, G, B: the image channels that the published weights were trained with
 
 
 class ConvNormAct(nn.Sequential):
@@ -83,9 +85,11 @@ def init_weights(module: nn.Module) -> None:
     """Initialise one module as RevBiFPN is trained from; for ``nn.Module.apply``.
 
     Convolutions: Kaiming normal, fan-out, gain of ReLU; their biases (squeeze-excite's) zero. Norms: weight 1, bias 0.
-    Linear layers keep torch's default.
+    Linear layers keep torch's default, :class:`MixChannels` its own.
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, MixChannels):
+        module.reset_parameters()
+    elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -94,9 +98,53 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+class MixChannels(nn.Conv2d):
+    """The stem of images with more channels than its slots: a 1x1 convolution without bias.
+
+    (N, in_chans, H, W) -> (N, channels, H, W), in the image's dtype also under autocast: the reversible streams begin here.
+
+    It starts as timm adapts a pretrained RGB stem, for any number of slots: slot s takes channel c with weight
+    ``3 / in_chans`` where ``c % 3 == s % 3``, else 0. So an image that repeats R, G, B, R, G, B, ... gives the slots what an
+    RGB image would (for a multiple of 3 channels exactly that).
+    """
+
+    def __init__(self, in_chans: int, channels: int) -> None:
+        super().__init__(in_chans, channels, 1, bias=False)
+
+    def reset_parameters(self) -> None:
+        rgb = torch.eye(COLOURS).repeat(-(-self.out_channels // COLOURS), 1)[: self.out_channels]
+        with torch.no_grad():
+            self.weight.copy_(adapt_stem_weight(rgb[:, :, None, None], self.in_channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image).to(image.dtype)
+
+
+def adapt_stem_weight(weight: Tensor, in_chans: int) -> Tensor:
+    """Fit a 1x1 stem's weight to another number of image channels, by timm's rule.
+
+    (channels, base, 1, 1) -> (channels, in_chans, 1, 1): columns are repeated in turn and scaled by ``base / in_chans``.
+    """
+    base = weight.shape[1]
+    return weight[:, [channel % base for channel in range(in_chans)]] * (base / in_chans)
+
+
 def repeat_channels(image: Tensor, channels: int) -> Tensor:
-    """Repeat the channels of ``image`` (R, G, B, R, ...) up to ``channels``; (N, C, H, W) -> (N, channels, H, W)."""
-    if image.shape[1] == channels:
+    """Repeat the channels of ``image`` (R, G, B, R, ...) up to ``channels``; (N, C, H, W) -> (N, channels, H, W).
+
+    With more than three image channels, slot s takes in turn those c with ``c % 3 == s % 3``: a slot that was trained on red
+    sees red or what stands in red's place (R, G, B, X -> R, G, B, X, G, B, R, ...).
+    """
+    in_chans = image.shape[1]
+    if in_chans == channels:
         return image
-    repeated = image.repeat(1, -(-channels // image.shape[1]), 1, 1)[:, :channels]
+    sources = [_source_channel(slot, in_chans) for slot in range(channels)]
+    repeated = torch.cat([image[:, source : source + 1] for source in sources], dim=1)
     return repeated.contiguous(memory_format=memory_format_of(image))
+
+
+def _source_channel(slot: int, in_chans: int) -> int:
+    if in_chans < COLOURS:
+        return slot % in_chans
+    same_colour = range(slot % COLOURS, in_chans, COLOURS)
+    return same_colour[slot // COLOURS % len(same_colour)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revbifpn.models.blocks import MixChannels, adapt_stem_weight
 from revbifpn.models.variants import VARIANTS
 
 _WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
@@ -176,6 +177,8 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 def load_checkpoint(model: nn.Module, path: str | Path, ignore: tuple[str, ...] = ()) -> list[str]:
     """Load a checkpoint into a RevBiFPN model. Nothing is loaded unless everything fits.
 
+    The stem is adapted to the model's image channels (:func:`adapt_stem`).
+
     Args:
         model: a :class:`.RevBiFPN`, or a :class:`.RevBiFPNPyramid` with ``ignore=("head.",)``.
         path: see :func:`read_checkpoint`.
@@ -190,9 +193,37 @@ def load_checkpoint(model: nn.Module, path: str | Path, ignore: tuple[str, ...] 
     state_dict = read_checkpoint(path)
     left_out = [key for key in state_dict if key.startswith(ignore)] if ignore else []
     kept = {key: value for key, value in state_dict.items() if key not in set(left_out)}
+    kept = adapt_stem(kept, model)
     check_state_dict(model, kept, str(path))
     model.load_state_dict(kept)
     return left_out
+
+
+def adapt_stem(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit the stem of a state dict in this project's layout to the image channels of ``model``.
+
+    A model without stem weights was trained on images of at most three channels (or as many as its stem has slots): what a
+    model with more channels then needs is :class:`.MixChannels`'s initial weight. Another stem's columns are repeated.
+
+    Returns:
+        A new dict with the same tensors, but for the stem's.
+
+    Raises:
+        CheckpointError: if the state dict has stem weights and ``model``, whose image has few channels, has none.
+    """
+    adapted = dict(state_dict)
+    stem, weight = getattr(model, "stem", None), adapted.get("stem.weight")
+    if isinstance(stem, MixChannels):
+        if weight is None:
+            adapted["stem.weight"] = MixChannels(stem.in_channels, stem.out_channels).weight.detach()
+        elif weight.ndim == 4 and weight.shape[1] != stem.in_channels:
+            adapted["stem.weight"] = adapt_stem_weight(weight, stem.in_channels)
+    elif weight is not None:
+        raise CheckpointError(
+            f"the checkpoint is of a model for images of {weight.shape[1]} channels, whose stem has weights; the model takes "
+            f"{getattr(model, 'in_chans', None)} and has none: create it with in_chans={weight.shape[1]}"
+        )
+    return adapted
 
 
 def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:

@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from revbifpn.models.blocks import MBConv, UpEdge, init_weights, repeat_channels
+from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
+from revbifpn.models.checkpoints import convert_checkpoint, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
 from revbifpn.reversible import RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.layers import Streams
 
 NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
+
+
+class Body(ReversibleSequential):
+    """Space-to-depth by 4, then for each stage the streams' RevBlocks and a RevSilo; the first three silos add a stream each.
+
+    (N, in_chans, H, W), repeated up to ``variant.stem_channels`` -> the four streams, stream i of shape
+    (N, variant.channels[i], H / stride, W / stride). Its inverse returns the repeated channels.
+
+    ``torch.fx`` takes it as one node that trains reversibly, where it is named as a leaf (timm's tracers know it);
+    ``torch.jit.script`` takes its trace.
+    """
+
+    def __init__(
+        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: bool, exact_bits: int
+    ) -> None:
+        layers = _body_layers(variant, drop_path_rate)
+        super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
+        self.in_chans = in_chans
+        self.slots = variant.stem_channels
+
+    def forward(self, *streams: Tensor) -> Streams:  # type: ignore[override]
+        (image,) = streams
+        if isinstance(image, Proxy):
+            raise TypeError(
+                "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
+                "with a tracer that has revbifpn.models.pyramid.Body among its leaf modules"
+            )
+        return super().forward(repeat_channels(image, self.slots))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return trace_for_script(self, self.in_chans)
 
 
 class RevBiFPNPyramid(nn.Module):
     """The fully reversible body and the neck.
 
-    ``body`` is a :class:`.ReversibleSequential`: space-to-depth by 4, then for each stage the streams' RevBlocks and a
-    RevSilo; the first three silos add a stream each. ``neck`` is one MBConv for each stream; it is not reversible and is
-    recomputed in backward.
+    ``stem`` brings an image with more channels than ``variant.stem_channels`` to those (:class:`.MixChannels`); with fewer,
+    as in the published models, it does nothing and has no weights. ``body`` is reversible (:class:`.Body`). ``neck`` is one
+    MBConv for each stream; it is not reversible and is recomputed in backward.
 
     Args:
         variant: ``"s0"`` to ``"s6"``, or a :class:`.Variant`.
-        in_chans: image channels, at most ``variant.stem_channels``.
+        in_chans: image channels.
         drop_path_rate: stochastic depth rate of the last stage, rising linearly from the first; None for the variant's.
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
         exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`).
         exact_bits: fractional bits of the exact mode's grid.
 
+    Attributes:
+        kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
+
     Raises:
-        ValueError: for an unknown variant, or image channels that the stem cannot take.
+        ValueError: for an unknown variant, or no image channels.
     """
 
     def __init__(
@@ -44,16 +84,15 @@ class RevBiFPNPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
-        if not 1 <= in_chans <= self.variant.stem_channels:
-            raise ValueError(
-                f"RevBiFPN-{self.variant.name} takes 1 to {self.variant.stem_channels} image channels, got {in_chans=}: "
-                "its stem has no weights that could mix more; choose a wider variant or reduce the channels before it"
-            )
+        if in_chans < 1:
+            raise ValueError(f"RevBiFPN-{self.variant.name} needs at least one image channel, got {in_chans=}")
         self.in_chans = in_chans
         self.reversible = reversible
+        self.kept_levels = tuple(range(len(STRIDES)))
         rate = self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate
-        layers = _body_layers(self.variant, rate)
-        self.body = ReversibleSequential(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
+        slots = self.variant.stem_channels
+        self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
+        self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
         self.neck = nn.ModuleList(
             MBConv(c, out, kernel=5, expand=spec.neck_expand, se_ratio=spec.neck_se_ratio)
             for c, out, spec in zip(self.variant.channels, self.variant.neck_channels, STREAMS, strict=True)
@@ -71,23 +110,57 @@ class RevBiFPNPyramid(nn.Module):
             ValueError: if the image has another number of channels, or sides that are no multiples of 32.
         """
         self._check_image(image)
-        streams: tuple[Tensor, ...] = self.body(repeat_channels(image, self.variant.stem_channels))
-        return streams
+        streams = self.body(self.stem(image))
+        return tuple(streams[i] for i in range(len(STRIDES)))
 
     def forward_neck(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The body's streams -> the pyramid's levels, with ``variant.neck_channels``."""
-        return tuple(self.run(mbconv, stream) for mbconv, stream in zip(self.neck, streams, strict=True))
+        """The body's streams -> the pyramid's kept levels, with ``variant.neck_channels``."""
+        return tuple(self.run(self.neck[i], streams[i]) for i in self.kept_levels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> four levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
         return self.forward_neck(self.forward_body(image))
 
+    def keep_levels(self, levels: Iterable[int]) -> None:
+        """Drop what only serves other levels: their neck, and the edges of the last silo that lead to nothing kept.
+
+        The kept levels' values stay the same, and no parameter is left without a gradient. There is no way back.
+
+        Args:
+            levels: indices of levels that are still kept, 0 for stride 4 to 3 for stride 32.
+
+        Raises:
+            ValueError: if there are none, or one is not kept.
+        """
+        kept = sorted(set(levels))
+        if not kept or not set(kept) <= set(self.kept_levels):
+            raise ValueError(f"cannot keep the levels {kept}: choose at least one of {self.kept_levels}")
+        for level in set(self.kept_levels) - set(kept):
+            self.neck[level] = nn.Identity()
+        silo = cast(RevSilo, self.body[-1])
+        # z_j = y_j + sum of up edges: y_j is read by z_j and, through its up edges, by all finer z_k.
+        _drop_edges(silo.up, lambda target: target in kept)
+        _drop_edges(silo.down, lambda target: target >= kept[0])
+        self.kept_levels = tuple(kept)
+
     def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         """Run a module that is not reversible, without keeping its inner activations in reversible mode."""
-        output: Tensor = recompute(module, *inputs) if self.reversible else module(*inputs)
+        # torch.fx has no values yet, so nothing to keep: its graph runs the module as it is.
+        plain = not self.reversible or isinstance(inputs[0], Proxy)
+        output: Tensor = module(*inputs) if plain else recompute(module, *inputs)
         return output
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the published key layout too, wherever a state dict is loaded from."""
+        own = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
+        if is_published_layout(own):
+            converted = convert_checkpoint({name: state_dict.pop(key) for name, key in own.items()})
+            state_dict.update({prefix + name: tensor for name, tensor in converted.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _check_image(self, image: Tensor) -> None:
+        if isinstance(image, Proxy):
+            return
         name = f"RevBiFPN-{self.variant.name}"
         if image.ndim != 4 or image.shape[1] != self.in_chans:
             raise ValueError(
@@ -102,6 +175,37 @@ class RevBiFPNPyramid(nn.Module):
                 f"{name}: image sides must be multiples of {SIZE_DIVISOR}, got {h}x{w}: resize or pad it, for example to "
                 f"{padded[0]}x{padded[1]} (MMDetection: pad_size_divisor={SIZE_DIVISOR} in the data preprocessor)"
             )
+
+
+def trace_for_script(module: nn.Module, in_chans: int) -> nn.Module:
+    """What ``torch.jit.script`` compiles in place of ``module``: its trace on one small image, for any batch and size.
+
+    Nothing in these models depends on the image's values, so the trace is the whole computation, in eval mode.
+
+    Raises:
+        RuntimeError: in training mode, whose running statistics and random numbers a trace would freeze.
+    """
+    if module.training:
+        raise RuntimeError(f"torch.jit.script({type(module).__name__}) is for inference: call eval() on the model first")
+    like = next(module.parameters())
+    image = torch.zeros(1, in_chans, SIZE_DIVISOR, SIZE_DIVISOR, device=like.device, dtype=like.dtype)
+    with warnings.catch_warnings():
+        # The checks of shapes become part of no trace, which is what the warnings say.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(module, image, check_trace=False)
+    return nn.Sequential(traced)  # torch.jit.script refuses what is compiled already, but not around it
+
+
+def _drop_edges(nested: nn.ModuleDict, is_needed: Callable[[int], bool]) -> None:
+    """Drop edges by their target stream."""
+    for source, edges in list(nested.items()):
+        edges = cast(nn.ModuleDict, edges)
+        for target in list(edges):
+            if not is_needed(int(target)):
+                del edges[target]
+        if not edges:
+            del nested[source]
 
 
 def _body_layers(variant: Variant, drop_path_rate: float) -> list[SpaceToDepth | StreamWise | RevSilo]:
