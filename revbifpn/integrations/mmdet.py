@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revbifpn.models.checkpoints import check_state_dict, read_checkpoint
+from revbifpn.models.checkpoints import adapt_stem, check_state_dict, read_checkpoint
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STRIDES, Variant
 from revbifpn.reversible.exact import DEFAULT_BITS
@@ -46,7 +46,7 @@ class RevBiFPN(RevBiFPNPyramid, BaseModule):
         out_indices: levels to return; 0 has stride 4, 3 has stride 32. All of the body and the neck is computed anyway,
             except the neck of levels that are left out.
         frozen_stages: freeze the first so many stages (RevBlocks and silo; no gradients, their norms in eval mode);
-            -1 or 0 freeze nothing, the stem has no weights.
+            -1 or 0 freeze nothing. With the first stage goes the stem, where ``in_chans`` gives it weights.
         norm_eval: keep all norms in eval mode while training.
         reversible: False keeps all activations.
         exact, exact_bits: see :class:`.RevBiFPNPyramid`.
@@ -111,6 +111,8 @@ class RevBiFPN(RevBiFPNPyramid, BaseModule):
         return self
 
     def _freeze(self) -> None:
+        if self.frozen_stages > 0:
+            self.stem.requires_grad_(False)
         for stage in range(self.frozen_stages):
             for layer in self.stage_layers(stage):
                 layer.eval()
@@ -140,6 +142,7 @@ class RevBiFPN(RevBiFPNPyramid, BaseModule):
         unused_neck = tuple(f"neck.{level}." for level in range(len(STRIDES)) if level not in self.out_indices)
         left_out = [key for key in state_dict if key.startswith(("head.", *unused_neck))]
         kept = {key: value for key, value in state_dict.items() if key not in set(left_out)}
+        kept = adapt_stem(kept, self)
         check_state_dict(self, kept, checkpoint)
         self.load_state_dict(kept)
         parts = sorted({key.split(".")[0] for key in left_out})

@@ -107,6 +107,25 @@ def test_out_indices() -> None:
     assert len(list(backbone.neck[0].parameters())) == 0
 
 
+@pytest.mark.parametrize("frozen_stages", [0, 1])
+def test_more_image_channels_take_rgb_checkpoints(tmp_path: Path, frozen_stages: int) -> None:
+    path = tmp_path / "s0.pth"
+    torch.save(RevBiFPNPyramid("s0").state_dict(), path)
+    init_cfg = dict(type="Pretrained", checkpoint=str(path))
+    backbone = RevBiFPN("s0", in_chans=6, frozen_stages=frozen_stages, init_cfg=init_cfg).train()
+    backbone.init_weights()
+    sum(level.mean() for level in backbone(torch.randn(2, 6, 64, 64))).backward()
+    assert (backbone.stem.weight.grad is None) == (frozen_stages == 1)
+    rgb = RevBiFPN("s0", init_cfg=init_cfg).eval()
+    rgb.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    backbone = RevBiFPN("s0", in_chans=6, init_cfg=init_cfg).eval()
+    backbone.init_weights()
+    with torch.no_grad():
+        for a, b in zip(backbone(x.repeat(1, 2, 1, 1)), rgb(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 5])
 def test_frozen_stages_get_no_gradient_and_move_no_statistics(frozen_stages: int) -> None:
     backbone = RevBiFPN("s0", frozen_stages=frozen_stages).train()
