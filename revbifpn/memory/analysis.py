@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from revbifpn.memory.kinds import kind_of, stage_of, stream_of
+from revbifpn.memory.kinds import is_rebuilt_stream, kind_of, stage_of, stream_of
 from revbifpn.memory.measure import Measurement
 from revbifpn.memory.report import CATEGORIES, MemoryReport, TensorRecord, TimelinePoint, thin_timeline
 from revbifpn.memory.tracker import Allocation, StorageTracker
@@ -52,7 +52,8 @@ def analyse(tracker: StorageTracker, model: nn.Module, measurement: Measurement 
             operation.phase,
         )
         records = sorted([*records, workspace], key=lambda r: -r.nbytes)
-    points = [TimelinePoint(i, b, o.phase, o.operator, o.module) for i, (b, o) in enumerate(zip(curve, tracker.operations))]
+    steps = enumerate(zip(curve, tracker.operations, strict=True))
+    points = [TimelinePoint(i, nbytes, o.phase, o.operator, o.module) for i, (nbytes, o) in steps]
     changing = [r for r in records if r.category in ("activations", "temporaries")]
     return MemoryReport(
         peak=peak,
@@ -104,6 +105,7 @@ def _record(allocation: Allocation, model: nn.Module, image: tuple[int, int] | N
 
 def _category(allocation: Allocation) -> str:
     forward = allocation.phase == "forward" or (allocation.phase == "backward" and allocation.differentiable)
+    forward = forward or is_rebuilt_stream(allocation.operator, allocation.phase)
     return "activations" if forward else "temporaries"
 
 

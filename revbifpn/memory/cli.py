@@ -53,6 +53,7 @@ _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments; a wrong one ends the process with exit code 2."""
     parser = argparse.ArgumentParser(
         prog="revbifpn-memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +69,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     step = parser.add_argument_group("the training step")
     step.add_argument("--batch", type=_positive, help="samples (default 16; configs 2)")
     step.add_argument("--image-size", type=_image_size, metavar="SIDE|HxW", help="default: the model's own")
-    step.add_argument("--mode", action="append", help="reversible, exact, stored or checkpointing; default: all that there are")
+    step.add_argument("--mode", action="append", help="reversible, exact, stored or checkpointing (default: all there are)")
     step.add_argument("--optimizer", default="sgd", help="one of timm's, such as sgd, adamw, lamb; or none (default sgd)")
     step.add_argument("--precision", choices=tuple(_PRECISIONS), default="float32", help="dtype of autocast")
     step.add_argument("--channels-last", action="store_true", help="images and weights in channels_last")
@@ -191,6 +192,7 @@ class Session:
         memory = parse_bytes(self.args.fit)
         results: list[Fit | tuple[str, str, str]] = []
         failures: list[SubjectError] = []
+        searches: list[tuple[str, Any, Any]]
         for spec in [*self.args.models, *self.args.compare]:
             with self._working() as progress:
                 progress(f"building {spec}")
@@ -198,17 +200,16 @@ class Session:
                 image = self.args.image_size or subject.image
                 batch = self._batch(spec)
                 for mode in _chosen(subject.modes, self.args.mode, spec):
-                    progress(f"{spec}, {mode}: largest batch at {image[0]}x{image[1]}")
-                    searches = [lambda mode=mode: largest_batch(subject, mode, image, memory, self.settings)]  # type: ignore[misc]
+                    searches = [(f"largest batch at {image[0]}x{image[1]}", largest_batch, image)]
                     if not subject.fixed_size:
-                        searches.append(lambda mode=mode: largest_image(subject, mode, batch, memory, self.settings))  # type: ignore[misc]
-                    for search in searches:
+                        searches.append((f"largest image with batch {batch}", largest_image, batch))
+                    for text, search, given in searches:
+                        progress(f"{spec}, {mode}: {text}")
                         try:
-                            results.append(search())
+                            results.append(search(subject, mode, given, memory, self.settings))
                         except SubjectError as error:
                             failures.append(error)
                             results.append((spec, mode, str(error)))
-                        progress(f"{spec}, {mode}: largest image with batch {batch}")
         self.fits = [fit for fit in results if isinstance(fit, Fit)]
         if not self.fits:
             raise SubjectError("\n".join(dict.fromkeys(map(str, failures))))

@@ -20,6 +20,7 @@ from revbifpn.memory.sources import (
     count_macs,
     count_parameters,
     profile_subject,
+    read_config,
 )
 
 #: Told what is being worked on.
@@ -113,8 +114,8 @@ def _printed_row(point: PrintedPoint, images: int) -> ComparisonRow:
 #: Why the paper's figures and these differ.
 PAPER_DIFFERENCES = (
     "The paper's figures are what its training processes took on a GPU, divided by the batch: the framework's own memory, "
-    "cuDNN's workspaces, the caching allocator's reserve, and weights, gradients and optimizer state (a share of them for each "
-    "sample) are in them. The figures here are live tensors, predicted for a GPU without its workspaces: 'per sample' is what "
+    "cuDNN's workspaces, the caching allocator's reserve, and for each sample a share of weights, gradients and optimizer "
+    "state are in them. The figures here are live tensors, predicted for a GPU without its workspaces: 'per sample' is what "
     "grows with the batch, 'whole step' is everything. Batch, framework version and precision of the paper's runs are not "
     "printed; ratios compare better than absolute figures."
 )
@@ -122,13 +123,9 @@ PAPER_DIFFERENCES = (
 
 def _detectors(figure: str) -> list[Subject]:
     """The paper's detectors: this project's configs, MMDetection's HRNets and, for Faster R-CNN, ResNet-101-FPN."""
-    try:
-        from mmengine.config import Config
-    except ImportError as error:
-        raise SubjectError("this figure needs MMDetection: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
 
     def subject(path: str, name: str, **changes: Any) -> Subject:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
         cfg.merge_from_dict(changes)
         if figure == "faster-rcnn":
             _without_masks(cfg.model)
@@ -140,7 +137,9 @@ def _detectors(figure: str) -> list[Subject]:
 
     own = Path(revbifpn.__file__).parents[1] / "configs" / "mask_rcnn"
     if not own.is_dir():
-        raise SubjectError(f"this figure needs the project's configs ({own} is not there): run it in a clone of the repository")
+        raise SubjectError(
+            f"this figure needs the project's configs ({own} is not there): run it in a clone of the repository"
+        )
     subjects = [subject(str(own / f"mask-rcnn_revbifpn-s{i}_hrfpn_1x_coco.py"), f"revbifpn_s{i}") for i in range(7)]
     subjects += [subject(f"mmdet::hrnet/mask-rcnn_hrnetv2p-w{w}-1x_coco.py", f"hrnetv2p_w{w}") for w in (18, 32)]
     if figure == "faster-rcnn":

@@ -97,11 +97,11 @@ def _proposals(detector: Any) -> Callable[..., list[Any]]:
             size = (near[:, 2:] - near[:, :2]).repeat(1, 2)
             local = torch.Generator().manual_seed(1)
             near = near + size * 0.1 * (torch.rand(near.shape, generator=local) - 0.5)
-            boxes = torch.cat([near, _boxes(count - len(near), meta["img_shape"], local)]) if count > len(near) else near[:count]
-            boxes = boxes.to(device)
-            results.append(
-                InstanceData(bboxes=boxes, scores=boxes.new_ones(count), labels=torch.zeros(count, dtype=torch.long, device=device))
-            )
+            boxes = near[:count]
+            if count > len(near):
+                boxes = torch.cat([near, _boxes(count - len(near), meta["img_shape"], local)])
+            boxes, labels = boxes.to(device), torch.zeros(count, dtype=torch.long, device=device)
+            results.append(InstanceData(bboxes=boxes, scores=boxes.new_ones(count), labels=labels))
         return results
 
     return predict_by_feat

@@ -58,9 +58,9 @@ class FakeExecution:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(_flatten((args, kwargs)))
-        if not any(self._is_fake(t) for t in tensors):
-            if tensors or _factory_size(func, args) <= REAL_LIMIT:
-                return func(*args, **kwargs)
+        fake = any(self._is_fake(t) for t in tensors)
+        if not fake and (tensors or _factory_size(func, args) <= REAL_LIMIT):
+            return func(*args, **kwargs)
         args = _index_without_masks(func, args)
         if torch.Tag.nondeterministic_seeded in func.tags:
             torch.rand(1)  # a fake operator draws nothing, but whoever keeps random states looks whether one did
@@ -69,7 +69,8 @@ class FakeExecution:
                 result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
             raise UnsupportedOperatorError(
-                f"operator {func.name().partition('.')[0]} needs the values of its tensors, and a prediction has none: {_why(error)}"
+                f"operator {func.name().partition('.')[0]} needs the values of its tensors, and a prediction has none: "
+                f"{_why(error)}"
             ) from error
         except NotImplementedError as error:
             raise UnsupportedOperatorError(f"operator {func.name()} does not run on fake tensors: {error}") from error
@@ -121,10 +122,11 @@ def _index_without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _why(error: Exception) -> str:
-    return {
-        DataDependentOutputException: "its result is a number",
-        DynamicOutputShapeException: "the size of its result depends on them",
-    }.get(type(error), "it has no shape rule (a compiled extension without a fake implementation)")
+    if isinstance(error, DataDependentOutputException):
+        return "its result is a number"
+    if isinstance(error, DynamicOutputShapeException):
+        return "the size of its result depends on them"
+    return "it has no shape rule (a compiled extension without a fake implementation)"
 
 
 @contextmanager
@@ -137,7 +139,8 @@ def fake_weights(model: nn.Module, execution: FakeExecution) -> Iterator[None]:
     twins: dict[int, Tensor] = {}
     try:
         for module in model.modules():
-            for owner in (module._parameters, module._buffers):
+            owners: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for owner in owners:
                 for name, tensor in owner.items():
                     if tensor is None:
                         continue

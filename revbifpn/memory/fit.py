@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from revbifpn.memory.report import format_bytes
 from revbifpn.memory.sources import Settings, Size, Subject, SubjectError, profile_subject
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 #: Larger batches than this are not looked for.
 MAX_BATCH = 1 << 20
 #: Image sides are tried in multiples of this many pixels.
@@ -97,9 +108,7 @@ def largest_image(subject: Subject, mode: str, batch: int, memory: int, settings
     return Fit(subject.name, mode, "image", batch, size(steps), nbytes, steps == MAX_STEPS)
 
 
-def largest(
-    peak: Callable[[int], int], memory: int, smallest: int, limit: int, power: int = 1
-) -> tuple[int, int] | None:
+def largest(peak: Callable[[int], int], memory: int, smallest: int, limit: int, power: int = 1) -> tuple[int, int] | None:
     """The largest n in ``smallest..limit`` with ``peak(n) <= memory``, and its peak; None if there is none.
 
     ``peak`` grows about like ``a + b * n**power``: each guess lies on that curve through the last two points, between the
@@ -127,6 +136,6 @@ def largest(
 
 def _does_not_fit(subject: Subject, mode: str, batch: int, image: Size, peak: int, memory: int) -> str:
     return (
-        f"{subject.name} ({mode}) does not fit into {format_bytes(memory)}: a step with batch {batch} at {image[0]}x{image[1]} "
-        f"takes at least {format_bytes(peak)}"
+        f"{subject.name} ({mode}) does not fit into {format_bytes(memory)}: "
+        f"a step with batch {batch} at {image[0]}x{image[1]} takes at least {format_bytes(peak)}"
     )

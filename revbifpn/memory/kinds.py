@@ -51,9 +51,16 @@ def kind_of(operator: str, phase: str, differentiable: bool) -> str:
     name = _KINDS.get(operator, _KINDS.get(base, "sum or product" if base in _ELEMENTWISE else base))
     if "_backward" in operator:
         return f"gradient of {name}"
+    if is_rebuilt_stream(operator, phase):
+        return "rebuilt stream"
     if phase == "backward":
         return f"rebuilt {name} output" if differentiable else f"{name} in backward"
     return f"{name} output"
+
+
+def is_rebuilt_stream(operator: str, phase: str) -> bool:
+    """Autograd's formulas never subtract: a difference made in backward is a reversible layer undoing a sum."""
+    return operator == "sub" and phase == "backward"
 
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "rsub", "neg", "pow", "sqrt", "sum", "round"}

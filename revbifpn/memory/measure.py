@@ -47,7 +47,7 @@ def measure_cpu(step: Callable[[], None], num_operators: Callable[[], int]) -> M
         num_operators: how many it ran, asked for afterwards.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports missing GPUs on stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         step()
     events = recording.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

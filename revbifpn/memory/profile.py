@@ -4,7 +4,7 @@
 >>> from revbifpn.memory import profile_training
 >>> model = timm.create_model("revbifpn_s0")
 >>> images = torch.empty(64, 3, 224, 224, device="meta")  # a shape is enough for a prediction
->>> report = profile_training(model, images, optimizer="adamw")
+>>> report = profile_training(model, images, optimizer="sgd")
 >>> report.method, report.batch
 ('predicted', 64)
 """
@@ -224,7 +224,7 @@ def _optimizer_maker(choice: OptimizerChoice) -> Callable[[nn.Module], torch.opt
             return create_optimizer_v2(model, opt=choice, lr=1e-3, momentum=0.9, filter_bias_and_bn=False)
 
     try:
-        make(nn.Linear(1, 1))
+        make(nn.Linear(1, 1, device="meta"))
     except (ValueError, KeyError) as error:
         raise ValueError(f"unknown optimizer {choice!r}: use one of timm's, such as 'sgd', 'adamw' or 'lamb'") from error
     return make

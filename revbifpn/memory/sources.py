@@ -142,21 +142,32 @@ class TimmSubject(Subject):
         return timm.create_model(self.name, **({"img_size": image} if self.fixed_size else {})).train()
 
 
+def read_config(path: str) -> Any:
+    """An MMEngine config: a file, or ``package::path`` for one that an installed package carries.
+
+    Raises:
+        SubjectError: if it cannot be read, or MMEngine is not installed.
+    """
+    try:
+        from mmengine.config import Config
+        from mmengine.hub import get_config
+    except ImportError as error:
+        raise SubjectError(f"{path}: configs need MMEngine: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
+    if "::" not in path and not Path(path).is_file():
+        raise SubjectError(f"config not found: {path}")
+    try:
+        return get_config(path) if "::" in path else Config.fromfile(path)
+    except Exception as error:  # a config is a program
+        raise SubjectError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
 class ConfigSubject(Subject):
     """The model of an MMEngine config: an MMDetection detector, or an image classifier of this project."""
 
     def __init__(self, path: str) -> None:
-        try:
-            from mmengine.config import Config
-            from mmengine.registry import MODELS, init_default_scope
-        except ImportError as error:
-            raise SubjectError(f"{path}: configs need MMEngine: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
-        if not Path(path).is_file() and "::" not in path:
-            raise SubjectError(f"config not found: {path}")
-        try:
-            self.cfg = Config.fromfile(path)
-        except Exception as error:  # a config is a program
-            raise SubjectError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+        self.cfg = read_config(path)
+        from mmengine.registry import MODELS, init_default_scope
+
         if "model" not in self.cfg:
             raise SubjectError(f"config {path} has no 'model'")
         self._configure(Path(path.partition("::")[2] or path).stem)
@@ -286,7 +297,8 @@ def profile_subject(subject: Subject, mode: str, batch: int, image: Size, settin
     except (ValueError, AssertionError, RuntimeError, TypeError, IndexError) as error:
         height, width = image
         raise SubjectError(
-            f"{subject.name} cannot run a training step with batch {batch} at {height}x{width}: {type(error).__name__}: {error}"
+            f"{subject.name} cannot run a training step with batch {batch} at {height}x{width}: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from revbifpn.memory.fit import Fit
-from revbifpn.memory.report import CATEGORIES, CATEGORY_TEXT, MemoryReport, format_bytes
+from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport, format_bytes
 from revbifpn.memory.rows import ComparisonRow
 
 #: A table: its title, its head, and its rows.
@@ -20,8 +20,8 @@ LARGEST = 10
 def report_tables(report: MemoryReport) -> list[Table]:
     """Everything a report says, as tables."""
     share = [
-        [name, format_bytes(report.categories[name]), f"{100 * report.categories[name] / report.peak:.1f}%", CATEGORY_TEXT[name]]
-        for name in CATEGORIES
+        [name, format_bytes(nbytes), f"{100 * nbytes / report.peak:.1f}%", CATEGORY_TEXT[name]]
+        for name, nbytes in report.categories.items()
     ]
     tables: list[Table] = [("At the peak", ["kind of memory", "size", "share", "what it is"], share)]
     for title, sums in (
@@ -32,7 +32,8 @@ def report_tables(report: MemoryReport) -> list[Table]:
         tables.append((title, ["", "size"], [[name, format_bytes(nbytes)] for name, nbytes in list(sums.items())[:LARGEST]]))
     named = [t for t in report.tensors if t.operator or t.module][:LARGEST]
     largest = [
-        [format_bytes(t.nbytes), "x".join(map(str, t.shape)), t.dtype, t.kind, t.operator or "-", t.module or "-"] for t in named
+        [format_bytes(t.nbytes), "x".join(map(str, t.shape)), t.dtype, t.kind, t.operator or "-", t.module or "-"]
+        for t in named
     ]
     tables.append(("Largest tensors at the peak", ["size", "shape", "dtype", "kind", "operator", "module"], largest))
     return tables
@@ -54,7 +55,18 @@ def headline(report: MemoryReport) -> str:
 
 def comparison_table(rows: Sequence[ComparisonRow], quality: str = "top-1") -> Table:
     """Rows as people read them."""
-    head = ["model", "mode", "image", "params", "GMACs", f"{quality}, published", "per sample", "whole step", "batch", "figure"]
+    head = [
+        "model",
+        "mode",
+        "image",
+        "params",
+        "GMACs",
+        f"{quality}, published",
+        "per sample",
+        "whole step",
+        "batch",
+        "figure",
+    ]
     return ("Training memory", head, [_cells(row) for row in rows])
 
 
@@ -106,6 +118,12 @@ def to_csv(rows: Sequence[ComparisonRow]) -> str:
     )
     for row in rows:
         height, width = row.image or ("", "")
-        numbers = [row.params or "", row.macs or "", "" if row.top1 is None else row.top1, round(row.per_sample), row.peak or ""]
+        numbers = [
+            row.params or "",
+            row.macs or "",
+            "" if row.top1 is None else row.top1,
+            round(row.per_sample),
+            row.peak or "",
+        ]
         writer.writerow([row.name, row.mode, row.method, height, width, row.batch, *numbers])
     return out.getvalue()

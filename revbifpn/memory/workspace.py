@@ -71,7 +71,7 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
         inside = _bytes(x) if mask[0] else 0
         if channels_last:
             partial = depthwise and 3 < max(weight.shape[2:]) <= _WIDEST_KERNEL and groups % _block() == 0
-            parts = _PARTIAL_WEIGHTS if partial else 1
+            parts = _PARTIAL_WEIGHTS if partial else 1 if depthwise else 2
             inside += max(parts * _bytes(weight), blocked_weight) + _bytes(weight)
         elif depthwise and (not small or groups == 1):
             inside += _bytes(weight)
@@ -178,7 +178,7 @@ def _is_channels_last(*tensors: Tensor) -> bool:
 
 
 def _has_channels_last_strides(tensor: Tensor) -> bool:
-    n, c, h, w = tensor.stride()
+    _, c, h, w = tensor.stride()
     return c == 1 and tensor.shape[1] > 1 and w >= tensor.shape[1] and h >= w and not tensor.is_contiguous()
 
 
