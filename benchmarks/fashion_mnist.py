@@ -63,7 +63,8 @@ def train(setting: str, work_dir: Path, data: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.log").open("a") as log:
         variables = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=variables)
+        # A session of its own: Linux shares the processor out between sessions.
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=variables, start_new_session=True)
     if done.returncode != 0:
         sys.exit(f"{setting}: training failed, see {folder / 'output.log'}")
     print(f"{setting}: finished", flush=True)

@@ -1,4 +1,4 @@
-"""Train a detector from a config: a thin command line over MMEngine's Runner."""
+"""Train a classifier or a detector from a config: a thin command line over MMEngine's Runner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import argparse
 import os
 import sys
 
-from revbifpn.integrations.runner import add_common_arguments, build_runner, check_data, load_config, resume_from
+from revbifpn.integrations.hooks import NonFiniteLossError
+from revbifpn.integrations.image_folders import DataError
+from revbifpn.integrations.runner import (
+    ConfigError,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    load_config,
+    resume_from,
+    use_amp,
+)
 from revbifpn.models.checkpoints import CheckpointError
 
 
@@ -20,7 +30,9 @@ def parse_args() -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="go on from the newest usable checkpoint of the work folder, or from the one named",
     )
-    parser.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    parser.add_argument(
+        "--amp", action="store_true", help="train with automatic mixed precision (classifiers on a CPU too, in bfloat16)"
+    )
     return parser.parse_args()
 
 
@@ -29,8 +41,7 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = load_config(args)
     if args.amp:
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.loss_scale = "dynamic"
+        use_amp(cfg)
     if args.resume is not None:
         resume_from(cfg, args.resume)
     check_data(cfg, "train_dataloader", "val_dataloader")
@@ -40,5 +51,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, CheckpointError) as error:
+    except (FileNotFoundError, CheckpointError, DataError, NonFiniteLossError, ConfigError) as error:
         sys.exit(f"train: {error}")

@@ -2,3 +2,4 @@
 _base_ = ["mmdet::_base_/default_runtime.py", "long_training_hooks.py"]
 
 custom_imports = dict(imports=["revbifpn.integrations.mmdet", "revbifpn.integrations.hooks"])
+default_hooks = dict(resume_fit=dict(type="ResumeFitHook"))

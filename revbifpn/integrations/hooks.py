@@ -1,6 +1,6 @@
-"""MMEngine hooks for long trainings: resuming bit for bit, and losses that are no numbers.
+"""MMEngine hooks for long trainings: resuming bit for bit, wrong checkpoints, and losses that are no numbers.
 
-Registered at MMEngine's root registry; ``configs/_base_/default_runtime.py`` switches both on.
+Registered at MMEngine's root registry; the runtimes in ``configs/_base_`` switch them on.
 """
 
 from __future__ import annotations
@@ -12,13 +12,56 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from revbifpn.models.checkpoints import check_state_dict
+
 try:
     import mmengine.dist as dist
-    from mmengine.hooks import Hook
+    from mmengine.hooks import EMAHook, Hook
+    from mmengine.model import is_model_wrapper
     from mmengine.registry import HOOKS
     from mmengine.runner import IterBasedTrainLoop, Runner
 except ImportError as error:
-    raise ImportError("this needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' (see tools/setup.sh)") from error
+    raise ImportError(
+        "this needs MMEngine: pip install 'revbifpn[train]', or for detection 'revbifpn[mmdet]' (see tools/setup.sh)"
+    ) from error
+
+
+@HOOKS.register_module()
+class ResumeFitHook(Hook):
+    """Refuses to go on from the checkpoint of another model, which MMEngine would load as far as it fits.
+
+    Raises:
+        CheckpointError: before the first step, naming the parts that differ.
+    """
+
+    priority = "VERY_HIGH"  # before the hooks that load their own state from the checkpoint
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's weights with the model's, if this is a resumption."""
+        if runner._resume:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            check_state_dict(model, checkpoint["state_dict"], f"the checkpoint {runner._load_from} of --resume")
+
+
+@HOOKS.register_module()
+class AverageBuffersHook(Hook):
+    """Averages the processes' running statistics before validation and checkpoints, those of the EMA weights too.
+
+    Without it each process validates its share with statistics of its own, and the checkpoint holds the first one's.
+    """
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Before the checkpoint of an epoch."""
+        self._average(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Before a validation within an epoch."""
+        self._average(runner)
+
+    def _average(self, runner: Runner) -> None:
+        models = [runner.model, *(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))]
+        buffers = [b for model in models for b in model.buffers() if b.is_floating_point()]
+        dist.all_reduce_params(buffers, op="mean")
 
 
 @HOOKS.register_module()

@@ -13,10 +13,10 @@ from revbifpn.integrations.classification.data import (
     IterableClassificationDataset,
     SeededSampler,
 )
-from revbifpn.integrations.classification.folders import DataError, check_class_folders
 from revbifpn.integrations.classification.metric import TopKAccuracy
 from revbifpn.integrations.classification.model import ImageClassifier, ImagePreprocessor
 from revbifpn.integrations.classification.optim import AutocastOptimWrapper, TimmOptimWrapperConstructor
+from revbifpn.integrations.image_folders import DataError, check_class_folders
 
 __all__ = [
     "AutocastOptimWrapper",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data import create_dataset, create_transform
+from timm.data.dataset_factory import _search_split
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, IterableDataset
 
-from revbifpn.integrations.classification.folders import DataError
+from revbifpn.integrations.image_folders import DataError
 
 SKIPPED = -1  # label of a validation sample that could not be decoded
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -70,6 +73,9 @@ class ClassificationDataset(Dataset[Sample]):
         self.on_error = on_error
         self.num_classes = num_classes
         self.transform = _transform(transform, training)
+        if not name and split and os.path.isdir(root) and _search_split(root, split) == root:
+            # timm would take the root itself: training and validation images together.
+            raise DataError(f"{root} has no folder for split {split!r}: expected {root}/{split}/<class>/<image>")
         try:
             self.data = create_dataset(name, root=root, split=split, is_training=training, **(options or {}))
         except RuntimeError as error:  # timm's "Found 0 images"
@@ -77,8 +83,10 @@ class ClassificationDataset(Dataset[Sample]):
         self.metainfo = _metainfo(self.data)
         self._mode = getattr(self.data, "input_img_mode", "RGB")
         self._named: set[int] = set()
-        for index, (_, label) in enumerate(getattr(getattr(self.data, "reader", None), "samples", ())):
-            self._check_label(label, index)
+        reader = getattr(self.data, "reader", None)
+        if isinstance(reader, ReaderImageFolder):  # others tell a label when they read its sample
+            for index, (_, label) in enumerate(reader.samples):
+                self._check_label(label, index)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -123,7 +131,7 @@ class ClassificationDataset(Dataset[Sample]):
         file, label = reader[index][:2]
         with contextlib.closing(file) if isinstance(file, io.IOBase) else contextlib.nullcontext():
             picture = file if isinstance(file, Image.Image) else Image.open(file)
-            return picture.convert(self._mode), label  # converting decodes the pixels
+            return picture.convert(self._mode), label
 
     def _check_label(self, label: Any, index: int) -> None:
         if label is None or not 0 <= int(label) < self.num_classes:

@@ -14,7 +14,7 @@ from mmengine.registry import METRICS
 from torch import Tensor
 
 from revbifpn.integrations.classification.data import SKIPPED
-from revbifpn.integrations.classification.folders import DataError
+from revbifpn.integrations.image_folders import DataError
 
 Result = tuple[int, int, float]  # index, rank of the true class (0 is best), cross entropy
 

@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import get_torch_safe_globals
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -146,7 +147,8 @@ class ImageClassifier(BaseModel):
         return mixed
 
     def _load(self, checkpoint: str, remake_classifier: bool) -> None:
-        state = read_checkpoint(checkpoint)
+        with torch.serialization.safe_globals(get_torch_safe_globals()):  # what MMEngine saves beside the weights
+            state = read_checkpoint(checkpoint)
         own = self.backbone.state_dict()
         names = self.backbone.pretrained_cfg.get("classifier") or ()
         prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))

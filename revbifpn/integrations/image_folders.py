@@ -12,14 +12,14 @@ class DataError(RuntimeError):
     """A data set cannot be used as it is."""
 
 
-def check_class_folders(train: Path | None, val: Path | None, num_classes: int) -> None:
+def check_class_folders(train: Path | None, val: Path | None, num_classes: int | None) -> None:
     """Check that image folders fit each other and the model.
 
     timm numbers the classes by the folders in which it finds images: an empty or missing one would shift all labels after it.
 
     Args:
         train, val: folders that hold a folder for each class; None if there is no such split.
-        num_classes: of the model.
+        num_classes: of the model; None if it need not be that of the folders.
 
     Raises:
         DataError: naming the folders: class folders without images, classes that only one split has, or more or fewer
@@ -47,7 +47,7 @@ def check_class_folders(train: Path | None, val: Path | None, num_classes: int) 
         ]
         raise DataError("the class folders of train and val differ, so their labels would too: " + "; ".join(differences))
     for split, names in classes.items():
-        if len(names) != num_classes:
+        if num_classes is not None and len(names) != num_classes:
             raise DataError(
                 f"{train if split == 'train' else val} has {len(names)} classes, the model {num_classes}: set "
                 f"--cfg-options model.num_classes={len(names)}, or look whether class folders are missing"

@@ -1,0 +1,161 @@
+"""The command lines: errors before the first step, and neither mmcv nor mmdet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from tests.oracle import reference_state_dict
+
+from .conftest import ROOT, write_config
+
+WITHOUT_MMCV = """
+import runpy, sys
+sys.modules["mmcv"] = sys.modules["mmdet"] = None  # importing them fails
+sys.path.insert(0, "tools")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a tool in a process in which mmcv and mmdet cannot be imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_MMCV, str(ROOT / "tools" / tool), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, tool: str, *arguments: object) -> str:
+    """What a tool says on its way out; run in this process, since starting one takes seconds."""
+    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+    assert isinstance(stop.value.code, str)  # Python prints it on stderr, without a traceback; the exit status is 1
+    return stop.value.code
+
+
+@pytest.fixture
+def config(own_folder: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config.py", own_folder, tmp_path / "work")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file with the weights of a model of 7 classes."""
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), path)
+    return path
+
+
+def test_train_then_test_without_mmcv(config: Path, tmp_path: Path) -> None:
+    """The checkpoint's accuracy is the one that the training reported; another model does not go on from it."""
+    trained = run("train.py", config, "--cfg-options", "train_cfg.max_epochs=1")
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    (reported,) = [line for line in trained.stdout.splitlines() if "accuracy/top1" in line]
+    tested = run("test.py", config, tmp_path / "work/epoch_1.pth", "--work-dir", tmp_path / "test")
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    (measured,) = [line for line in tested.stdout.splitlines() if "accuracy/top1" in line]
+    for name in ("top1", "top2", "loss"):
+        value = measured.split(f"accuracy/{name}: ")[1].split()[0]
+        assert f"accuracy/{name}: {value}" in reported
+
+    other = run("train.py", config, "--resume", "--cfg-options", "model.name=test_efficientnet")
+    assert other.returncode == 1
+    assert "epoch_1.pth of --resume does not fit the model" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert "Epoch(train)" not in other.stdout
+
+
+def test_faults_are_named_before_the_first_step(
+    config: Path, weights: Path, own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, tool: str = "train.py") -> str:
+        return refusal(monkeypatch, tool, config, *arguments)
+
+    said = refused("--data", tmp_path / "nowhere")
+    assert said.startswith("train: data set of train_dataloader not found: ")
+    assert "nowhere does not exist" in said
+    assert "nowhere/train/<class>/<image>" in said
+    said = refused("--cfg-options", "model.num_classes=4")
+    assert "has 3 classes, the model 4" in said
+    assert "model.num_classes=3" in said
+    assert f"checkpoint not found: {tmp_path / 'epoch_7.pth'}" in refused("--resume", tmp_path / "epoch_7.pth")
+    assert "weights.pth is no checkpoint of a training" in refused("--resume", weights)
+    assert "weights.pth has 7 classes, the model 3. Nothing was loaded" in refused(weights, tool="test.py")
+    assert "--show-dir is for detection" in refused(weights, "--show-dir", tmp_path / "show", tool="test.py")
+    shutil.rmtree(own_folder / "val/red")
+    said = refused()
+    assert "class folders of train and val differ" in said
+    assert "has red" in said
+    for path in (own_folder / "train/green").iterdir():
+        path.unlink()
+    assert "train has class folders without images: green. Fill them" in refused()
+    shutil.rmtree(own_folder / "val")
+    assert "data/val does not exist" in refused()
+    assert not list((tmp_path / "work").glob("*/vis_data/scalars.json"))
+
+
+def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    detector = tmp_path / "detector.py"
+    detector.write_text('model = dict(type="MaskRCNN")\noptim_wrapper = dict(type="OptimWrapper")\n')
+    assert "--amp needs a GPU to train a detector" in refusal(monkeypatch, "train.py", detector, "--amp")
+    assert "--data is for classification" in refusal(monkeypatch, "train.py", detector, "--data", tmp_path)
+
+
+def test_broken_image_ends_the_training_by_name(config: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_folder / "train/red/2.png").write_bytes(b"broken")
+    said = refusal(monkeypatch, "train.py", config)
+    assert said.startswith(f"train: image {own_folder}/train/red/2.png (index 10) cannot be decoded")
+    assert "on_error='skip'" in said
+
+
+def test_validate_prints_accuracy_and_file(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a file in the published layout that always says: class 0, then 1, then 2, and so on."""
+    path = tmp_path / "revbifpn_s0.pth.tar"
+    state = reference_state_dict("revbifpn_s0")
+    state["head.fc.weight"] = torch.zeros_like(state["head.fc.weight"])
+    state["head.fc.bias"] = -torch.arange(1000.0)
+    torch.save(state, path)
+    for index in range(1000):
+        folder = tmp_path / "data/val" / f"n{index:04d}"
+        folder.mkdir(parents=True)
+        for number in range(3 if index < 2 else 1):
+            (folder / f"{number}.png").symlink_to(image_folder / "val/red" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["--input-size", 32, "--workers", 0, "--batch-size", 100]
+    monkeypatch.setattr(sys, "argv", ["validate.py", "--checkpoint", path.name, "--data", "data", *map(str, options)])
+    runpy.run_path(str(ROOT / "tools/validate.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert f"sha256:     {hashlib.sha256(path.read_bytes()).hexdigest()}" in printed
+    assert "(not the published file, whose sha256 is a9ee012a2670003e" in printed
+    assert "images:     1004\n" in printed
+    assert f"top-1:      {100 * 3 / 1004:.2f} % (paper: 72.8 on ImageNet-1k)" in printed
+    assert f"top-5:      {100 * 9 / 1004:.2f} %" in printed
+
+
+def test_validate_names_what_is_wrong(
+    tmp_path: Path, weights: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*arguments: object) -> str:
+        return refusal(monkeypatch, "validate.py", "--data", image_folder, "--checkpoint", *arguments)
+
+    assert "none.pth.tar" in refused("none.pth.tar")
+    assert "has 3 classes, the model 1000" in refused(weights)
+    assert "weights.pth does not fit the model" in refused(weights, "--model", "test_vit", "--num-classes", "3")
+    (tmp_path / "bad.pth.tar").write_text("no weights")
+    assert "bad.pth.tar is no checkpoint" in refused("bad.pth.tar", "--num-classes", "3")
+    assert "timm knows no model 'none'" in refused(weights, "--model", "none")
