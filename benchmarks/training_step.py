@@ -3,8 +3,8 @@
     python -m benchmarks.training_step [--models s0 s1 ...] [--batch 8] [--json FILE]
 
 *Activations* are the highest sum of live allocations during forward and backward, less the parameters' gradients, divided by
-the batch size; allocations before the step (weights, images) do not count. On CPU they are read off the allocator's events
-(``torch.profiler``), on CUDA off the allocator's statistics. MB are 10**6 bytes.
+the batch size; allocations before the step (weights, images) do not count. The allocator's own figures are read, by
+``revbifpn.memory``. MB are 10**6 bytes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import describe, environment, median_and_spread, time_side_by_side
 from revbifpn import RevBiFPN, set_exact, set_reversible
+from revbifpn.memory import profile_training
 from revbifpn.models import VARIANTS
 
 
@@ -32,21 +32,10 @@ def step(model: nn.Module, image: Tensor) -> None:
 
 def peak_bytes(model: nn.Module, image: Tensor) -> int:
     """The highest sum of live allocations in one step, above what was there before it."""
-    step(model, image)  # lazy initialisation is not part of a step
-    model.zero_grad(set_to_none=True)
-    if image.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(model, image)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
-        step(model, image)
-    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    report = profile_training(
+        model, image, loss=lambda output: output.square().mean(), device=image.device.type, method="measure"
+    )
+    return report.peak - sum(report.categories[name] for name in ("parameters", "buffers", "inputs"))
 
 
 def measure(name: str, batch: int, repeats: int, channels_last: bool, device: str) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def detection_inputs(batch: int, image: tuple[int, int], num_classes: int) -> di
 
     samples = []
     height, width = image
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(batch):
+    for index in range(batch):
+        generator = _generator(index)
         boxes = _boxes(NUM_OBJECTS, image, generator)
         masks = np.zeros((NUM_OBJECTS, height, width), dtype=np.uint8)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
@@ -50,6 +50,11 @@ def detection_inputs(batch: int, image: tuple[int, int], num_classes: int) -> di
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         samples.append(sample)
     return {"inputs": torch.empty(batch, 3, height, width, device="meta"), "data_samples": samples, "mode": "loss"}
+
+
+def _generator(index: int) -> torch.Generator:
+    """Image ``index`` has the same objects wherever they are drawn."""
+    return torch.Generator().manual_seed(index)
 
 
 def _boxes(count: int, image: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -87,19 +92,16 @@ def _proposals(detector: Any) -> Callable[..., list[Any]]:
 
         count = (cfg or detector.rpn_head.test_cfg).max_per_img
         device = "cpu" if isinstance(outputs[0][0], FakeTensor) else outputs[0][0].device
-        generator = torch.Generator().manual_seed(0)
         results = []
-        for meta in batch_img_metas:
-            # The same boxes as in `detection_inputs`, a little moved, and as many anywhere.
-            near = _boxes(NUM_OBJECTS, meta["img_shape"], generator)
-            torch.randint(2, (NUM_OBJECTS,), generator=generator)  # drawn for the labels there
-            near = near.repeat(-(-count // (2 * NUM_OBJECTS)), 1)
+        for index, meta in enumerate(batch_img_metas):
+            # One half around the objects of `detection_inputs`, a little moved; the other anywhere.
+            generator = _generator(index)
+            objects = _boxes(NUM_OBJECTS, meta["img_shape"], generator)
+            near = objects.repeat(-(-count // (2 * NUM_OBJECTS)), 1)
             size = (near[:, 2:] - near[:, :2]).repeat(1, 2)
-            local = torch.Generator().manual_seed(1)
-            near = near + size * 0.1 * (torch.rand(near.shape, generator=local) - 0.5)
-            boxes = near[:count]
-            if count > len(near):
-                boxes = torch.cat([near, _boxes(count - len(near), meta["img_shape"], local)])
+            near = near + size * 0.1 * (torch.rand(near.shape, generator=generator) - 0.5)
+            anywhere = _boxes(max(0, count - len(near)), meta["img_shape"], generator)
+            boxes = torch.cat([near, anywhere])[:count]
             boxes, labels = boxes.to(device), torch.zeros(count, dtype=torch.long, device=device)
             results.append(InstanceData(bboxes=boxes, scores=boxes.new_ones(count), labels=labels))
         return results

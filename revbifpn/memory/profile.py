@@ -156,10 +156,11 @@ def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any,
     model = copy.deepcopy(model).to(device)
     inputs = _to(inputs, device)
     optimizer = make_optimizer(model)
-    step(model, inputs, optimizer, None)  # lazy initialisation and the optimizer's state are not part of a step
-    model.zero_grad(set_to_none=True)
-    gc.collect()
     on_cpu = device == "cpu"
+    if optimizer is not None or not on_cpu:  # its state, and what libraries keep on a GPU, are there in all later steps
+        step(model, inputs, optimizer, None)
+        model.zero_grad(set_to_none=True)
+        gc.collect()
     tracker = StorageTracker(model, granularity=1 if on_cpu else CUDA_GRANULARITY)
     if on_cpu:
         tracker.execute = mark(tracker.execute, lambda: len(tracker.operations) - 1)
