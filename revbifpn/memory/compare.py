@@ -116,8 +116,8 @@ PAPER_DIFFERENCES = (
     "The paper's figures are what its training processes took on a GPU, divided by the batch: the framework's own memory, "
     "cuDNN's workspaces, the caching allocator's reserve, and for each sample a share of weights, gradients and optimizer "
     "state are in them. The figures here are live tensors, predicted for a GPU without its workspaces: 'per sample' is what "
-    "grows with the batch, 'whole step' is everything. Batch, framework version and precision of the paper's runs are not "
-    "printed; ratios compare better than absolute figures."
+    "grows with the batch, 'whole step' is everything, weights and optimizer state too. Batch, framework version and "
+    "precision of the paper's runs are not printed; ratios compare better than absolute figures."
 )
 
 
