@@ -10,6 +10,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3, save_best="accuracy/top1", rule="greater"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    dataset_epoch=dict(type="DatasetEpochHook"),
     resume_fit=dict(type="ResumeFitHook"),
 )
 env_cfg = dict(

@@ -98,7 +98,8 @@ class _Subject:
         self.device = device
         self.autocast = autocast
         self.model = create(name).to(device).to(memory_format=torch.channels_last)
-        side = image_size or self.model.pretrained_cfg["input_size"][-1]
+        cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        side = image_size or int(cfg["input_size"][-1])
         images = torch.randn(batch_size, 3, side, side, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)

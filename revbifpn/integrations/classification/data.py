@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
+from mmengine.runner import Runner
 from PIL import Image
 from timm.data import create_dataset, create_transform
 from timm.data.dataset_factory import _search_split
@@ -152,13 +154,14 @@ class ClassificationDataset(Dataset[Sample]):
 class IterableClassificationDataset(IterableDataset[Sample]):
     """What timm reads as a stream: WebDataset (``wds/``), streamed Hugging Face (``hfids/``) and TensorFlow (``tfds/``) data.
 
-    Use it with ``sampler=None`` in the dataloader. The readers shard by process and worker themselves, and where shards are
-    uneven they may repeat some validation samples: take a data set with an index where every image must count once.
+    Use it with ``sampler=None`` in the dataloader, and :class:`DatasetEpochHook`. The readers shard by process and worker
+    themselves, and where shards are uneven they may repeat or leave out validation samples: take a data set with an index
+    where every image must count once. Bad images are timm's to handle, and resuming begins the epoch's order anew.
 
     Args:
         name: timm's name, with its prefix.
-        root, split, num_classes, transform, training, options: see :class:`ClassificationDataset`. ``options`` need
-            ``batch_size`` where the reader asks for it.
+        batch_size, num_workers: the dataloader's, by which the readers make their epochs whole batches.
+        root, split, num_classes, transform, training, options: see :class:`ClassificationDataset`.
     """
 
     def __init__(
@@ -167,18 +170,16 @@ class IterableClassificationDataset(IterableDataset[Sample]):
         split: str,
         num_classes: int,
         transform: dict[str, Any],
+        batch_size: int,
+        num_workers: int = 0,
         root: str = "",
         training: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.num_classes = num_classes
-        self.data = create_dataset(
-            name,
-            root=root,
-            split=split,
-            is_training=training,
-            **(options or {}),
-        )
+        options = {"batch_size": batch_size, **(options or {})}
+        self.data = create_dataset(name, root=root, split=split, is_training=training, **options)
+        self.data.set_loader_cfg(num_workers=num_workers)
         self.data.transform = _transform(transform, training)
         self.metainfo = _metainfo(self.data)
 
@@ -197,6 +198,17 @@ class IterableClassificationDataset(IterableDataset[Sample]):
                     f"0..{self.num_classes - 1}: the model has {self.num_classes} classes (model.num_classes)"
                 )
             yield {"inputs": pixels, "labels": int(label), "indices": -1}
+
+
+@HOOKS.register_module()
+class DatasetEpochHook(Hook):
+    """Tells a streamed training set its epoch, as MMEngine's hook tells samplers."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Set the epoch of an :class:`IterableClassificationDataset`."""
+        dataset = runner.train_loop.dataloader.dataset
+        if isinstance(dataset, IterableClassificationDataset):
+            dataset.set_epoch(runner.epoch)
 
 
 @DATA_SAMPLERS.register_module()

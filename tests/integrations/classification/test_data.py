@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,14 @@ import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
-from revbifpn.integrations.classification import ClassificationDataset, DataError, ImageError, SeededSampler
-from revbifpn.integrations.classification.data import SKIPPED
+from revbifpn.integrations.classification import (
+    ClassificationDataset,
+    DataError,
+    ImageError,
+    IterableClassificationDataset,
+    SeededSampler,
+)
+from revbifpn.integrations.classification.data import SKIPPED, DatasetEpochHook
 
 from .conftest import CLASSES, NUM_TRAIN, NUM_VAL
 
@@ -155,3 +164,49 @@ def test_validation_sampler_gives_every_image_once(image_folder: Path, monkeypat
         seen.append(list(DefaultSampler(data, shuffle=False, round_up=False)))
     assert len(seen[0]) != len(seen[1])
     assert sorted(seen[0] + seen[1]) == list(range(len(data)))
+
+
+@pytest.fixture
+def shards(image_folder: Path, tmp_path: Path) -> Path:
+    """The images as WebDataset shards of two files a split, in mixed order, with the file that tells timm their sizes."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    splits: dict[str, Any] = {}
+    for split, synonym in (("train", "train"), ("val", "validation")):
+        paths = sorted((image_folder / split).rglob("*.png"))
+        random.Random(0).shuffle(paths)
+        names = [f"{synonym}-{shard:04d}.tar" for shard in range(2)]
+        for shard, name in enumerate(names):
+            with tarfile.open(folder / name, "w") as tar:
+                for number, path in enumerate(paths[shard::2]):
+                    label = str(list(CLASSES).index(path.parent.name)).encode()
+                    for extension, content in (("png", path.read_bytes()), ("cls", label)):
+                        entry = tarfile.TarInfo(f"{shard}_{number:03d}.{extension}")
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
+        lengths = [len(paths[shard::2]) for shard in range(2)]
+        splits[synonym] = {"name": synonym, "filenames": names, "shard_lengths": lengths, "num_samples": len(paths)}
+    (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+    return folder
+
+
+def test_webdataset_shards_are_streamed(shards: Path) -> None:
+    pytest.importorskip("webdataset")
+    options: dict[str, Any] = dict(root=str(shards), num_classes=3, transform=dict(input_size=SIZE), batch_size=4)
+    val = list(IterableClassificationDataset("wds/shards", "validation", **options))
+    assert sorted(sample["labels"] for sample in val) == sorted(i // NUM_VAL for i in range(len(CLASSES) * NUM_VAL))
+    for sample in val:
+        mean = sample["inputs"].float().mean((1, 2))
+        assert mean.argmax() == np.argmax(list(CLASSES.values())[sample["labels"]])
+        assert sample["indices"] == -1
+
+    train = IterableClassificationDataset("wds/shards", "train", training=True, **options)
+    assert len(train) == len(CLASSES) * NUM_TRAIN
+    assert sorted(sample["labels"] for sample in train) == sorted(list(range(3)) * NUM_TRAIN)
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=train))
+    DatasetEpochHook().before_train_epoch(SimpleNamespace(train_loop=loop, epoch=3))  # type: ignore[arg-type]
+    assert train.data.reader.epoch_count.value == 3  # shared with the workers; timm's reader orders the shards by it
+
+    small = IterableClassificationDataset("wds/shards", "validation", **{**options, "num_classes": 2})
+    with pytest.raises(DataError, match=r"has label 2, out of range 0..1"):
+        list(small)
