@@ -24,3 +24,5 @@ log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 load_from = None
 resume = False
+# A fixed seed: without one, a resumed training would see its images in another order.
+randomness = dict(seed=0)

@@ -72,4 +72,3 @@ custom_hooks = [
     dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.01, update_buffers=True),
     dict(type="ExactResumeHook"),
 ]
-randomness = dict(seed=0)
