@@ -9,7 +9,7 @@ from typing import Any
 import revbifpn
 from revbifpn.memory.published import FASTER_RCNN_FIGURE, IMAGENET_FIGURE, MASK_RCNN_TABLE, PrintedPoint
 from revbifpn.memory.report import MemoryReport
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import PRINTED, ComparisonRow
 from revbifpn.memory.sources import (
     ConfigSubject,
     Settings,
@@ -25,8 +25,6 @@ from revbifpn.memory.sources import (
 
 #: Told what is being worked on.
 Progress = Callable[[str], None]
-
-PRINTED = "printed in the paper"
 
 
 def row_of(report: MemoryReport, subject: Subject, params: int, macs: float | None) -> ComparisonRow:
@@ -117,7 +115,8 @@ PAPER_DIFFERENCES = (
     "cuDNN's workspaces, the caching allocator's reserve, and for each sample a share of weights, gradients and optimizer "
     "state are in them. The figures here are live tensors, predicted for a GPU without its workspaces: 'per sample' is what "
     "grows with the batch, 'whole step' is everything, weights and optimizer state too. Batch, framework version and "
-    "precision of the paper's runs are not printed; ratios compare better than absolute figures."
+    "precision of the paper's runs are not printed; ratios compare better than absolute figures. For detectors 'per sample' "
+    "is the whole step divided by its two images, which is what MMDetection logs."
 )
 
 

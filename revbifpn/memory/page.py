@@ -14,9 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from revbifpn.memory.plots import CATEGORY_COLOURS, FAMILY_COLOURS, PRINTED
+from revbifpn.memory.plots import CATEGORY_COLOURS, FAMILY_COLOURS
 from revbifpn.memory.report import CATEGORIES, CATEGORY_TEXT, MemoryReport
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
 
 _TENSOR_TEXTS = ("dtype", "category", "kind", "operator", "module", "stage", "stream", "phase")
 
@@ -27,6 +27,7 @@ def write_page(
     rows: Sequence[ComparisonRow] = (),
     title: str = "Memory of training steps",
     environment: str = "",
+    quality: str = TOP1,
 ) -> None:
     """Write a page that works without a network, from a file as well as from a server.
 
@@ -36,6 +37,7 @@ def write_page(
         rows: the comparison; none leaves it out.
         title: of the page.
         environment: one line about versions and machine.
+        quality: what the rows' ``top1`` is.
 
     Raises:
         ValueError: if there is nothing to show.
@@ -46,6 +48,7 @@ def write_page(
     data = {
         "environment": environment,
         "printed": PRINTED,
+        "quality": quality,
         "categories": [{"name": name, "text": CATEGORY_TEXT[name], "colour": CATEGORY_COLOURS[name]} for name in CATEGORIES],
         "familyColours": FAMILY_COLOURS,
         "reports": [_packed(report, strings) for report in reports],

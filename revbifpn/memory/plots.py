@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint, format_bytes
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,6 @@ CATEGORY_COLOURS = {
 }
 #: The same scheme, then two of his "muted" one; families take them in order, and again from the start.
 FAMILY_COLOURS = ["#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#66CCEE", "#882255", "#999933"]
-#: The method of rows that this project did not compute.
-PRINTED = "printed in the paper"
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _TEXT, _QUIET, _GRID, _CURVE = "#1c2430", "#5b6675", "#dde2e9", "#2f6299"
@@ -63,13 +61,16 @@ def plot_report(report: MemoryReport, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_comparison(rows: Sequence[ComparisonRow], path: Path, title: str = "Training memory per sample") -> None:
-    """Draw training memory per sample against multiply-accumulates, and against top-1 accuracy.
+def plot_comparison(
+    rows: Sequence[ComparisonRow], path: Path, title: str = "Training memory per sample", quality: str = TOP1
+) -> None:
+    """Draw training memory per sample against multiply-accumulates, and against published accuracy.
 
     A model's label is its name less its family's; points that were printed in the paper are hollow.
 
     Args:
         path: of the PNG file; its folder is made if it is not there.
+        quality: what the rows' ``top1`` is.
 
     Raises:
         ImportError: without matplotlib.
@@ -88,7 +89,7 @@ def plot_comparison(rows: Sequence[ComparisonRow], path: Path, title: str = "Tra
     _draw_points(left, rows, "macs", style)
     _draw_points(right, rows, "top1", style)
     left.set_xlabel("multiply-accumulates of one sample's forward pass", color=_QUIET)
-    right.set_xlabel("published top-1 accuracy in percent", color=_QUIET)
+    right.set_xlabel(f"published {quality}", color=_QUIET)
     figure.legend(
         handles=style.legend(any(row.method == PRINTED for row in rows)), loc="outside lower center", ncols=8, frameon=False
     )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: The method of rows that this project did not compute.
+PRINTED = "printed in the paper"
+#: What a row's accuracy is, for ImageNet models.
+TOP1 = "top-1 accuracy in percent"
+
 
 @dataclass(frozen=True)
 class ComparisonRow:

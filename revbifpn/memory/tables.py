@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from revbifpn.memory.fit import Fit
 from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport, format_bytes
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import TOP1, ComparisonRow
 
 #: A table: its title, its head, and its rows.
 Table = tuple[str, list[str], list[list[str]]]
@@ -53,15 +53,15 @@ def headline(report: MemoryReport) -> str:
     )
 
 
-def comparison_table(rows: Sequence[ComparisonRow], quality: str = "top-1") -> Table:
-    """Rows as people read them."""
+def comparison_table(rows: Sequence[ComparisonRow], quality: str = TOP1) -> Table:
+    """Rows as people read them; ``quality`` is what their ``top1`` is."""
     head = [
         "model",
         "mode",
         "image",
         "params",
         "GMACs",
-        f"{quality}, published",
+        f"published {quality}",
         "per sample",
         "whole step",
         "batch",

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from revbifpn.memory import cli
-from revbifpn.memory.compare import PRINTED, compare, paper_points, paper_subjects
+from revbifpn.memory.compare import compare, paper_points, paper_subjects
+from revbifpn.memory.rows import PRINTED
 from revbifpn.memory.sources import Settings, find_subject
 
 

@@ -16,8 +16,7 @@ import torch
 from revbifpn import set_reversible
 from revbifpn.memory import MemoryReport, TensorRecord, format_bytes, profile_training
 from revbifpn.memory.page import write_page
-from revbifpn.memory.plots import PRINTED
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
 from tests.memory.conftest import make_tiny
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -370,7 +369,7 @@ def test_pointing_at_the_comparison(at: Page) -> None:
         tooltip = at.tooltip()
         assert tooltip[""] == "net_9"
         assert (tooltip["mode"], tooltip["per sample"], tooltip["MACs"]) == ("reversible", "6.61 MB", "200 M")
-        assert (tooltip["whole step"], tooltip["top-1"]) == ("1 GB", "71.5 %")
+        assert (tooltip["whole step"], tooltip[TOP1]) == ("1 GB", "71.5")
     high, low = (at.one(f"#scatter-macs [data-name='{name}'][data-mode=stored]") for name in ("net_10", "net_9"))
     assert high.location["x"] > low.location["x"]
     assert high.location["y"] < low.location["y"]

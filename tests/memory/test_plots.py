@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from revbifpn.memory import MemoryReport, format_bytes, plots, profile_training
-from revbifpn.memory.rows import ComparisonRow
+from revbifpn.memory.rows import PRINTED, ComparisonRow
 from tests.memory.conftest import TinyModel
 
 
@@ -33,7 +33,7 @@ ROWS = [
     row("net_large", 2e8, macs=9e9, top1=83.0),
     row("net_small", 3e6, macs=2e8, top1=71.0, mode="reversible"),
     row("other", 5e7, macs=3e9, top1=None),
-    row("net_large", 4e8, macs=1e10, top1=83.0, method=plots.PRINTED, image=None, params=0, peak=None),
+    row("net_large", 4e8, macs=1e10, top1=83.0, method=PRINTED, image=None, params=0, peak=None),
 ]
 
 
@@ -109,7 +109,7 @@ def test_comparison_colours_families_and_labels_each_model_once(tmp_path: Path, 
     colours = {line.get_markeredgecolor() for line in left.lines if line.get_markerfacecolor() == "white"}
     assert colours == {plots.FAMILY_COLOURS[0]}, "the printed point is hollow"
     legend = [text.get_text() for text in drawn[0].legends[0].texts]
-    assert legend == ["net", "other", "stored", "reversible", plots.PRINTED]
+    assert legend == ["net", "other", "stored", "reversible", PRINTED]
 
 
 def test_labels_do_not_overlap(tmp_path: Path, drawn: list[Any]) -> None:

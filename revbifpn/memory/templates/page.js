@@ -404,7 +404,7 @@
     ["model", "name"], ["family", "family"], ["mode", "mode"], ["method", "method"],
     ["image", "image", formatImage, (row) => (row.image ? row.image[0] * row.image[1] : null)],
     ["batch", "batch", String], ["parameters", "params", formatCount, (row) => row.params || null], ["MACs", "macs", formatCount],
-    ["memory per sample", "per_sample", formatBytes], ["whole step", "peak", formatBytes], ["top-1 %", "top1", (value) => value.toFixed(1)],
+    ["memory per sample", "per_sample", formatBytes], ["whole step", "peak", formatBytes], [data.quality, "top1", (value) => value.toFixed(1)],
   ];
   let order = { column: -1, sign: 1 };
 
@@ -476,7 +476,7 @@
     for (const [row, px, py] of spots) {
       const facts = [["mode", row.mode], ["method", row.method], ["per sample", formatBytes(row.per_sample)],
         ["whole step", row.peak === null ? "" : formatBytes(row.peak)], ["MACs", row.macs === null ? "" : formatCount(row.macs)],
-        ["top-1", row.top1 === null ? "" : `${row.top1} %`], ["parameters", row.params ? formatCount(row.params) : ""],
+        [data.quality, row.top1 === null ? "" : String(row.top1)], ["parameters", row.params ? formatCount(row.params) : ""],
         ["batch, image", `${row.batch}, ${formatImage(row.image)}`]];
       const node = svg("g", { transform: `translate(${px} ${py})${row.mode === modes[0] && !printed(row) ? " scale(1.4)" : ""}`, tabindex: 0, role: "img", "data-name": row.name, "data-mode": row.mode,
         "aria-label": [row.name, ...facts.filter(([, v]) => v).map((fact) => fact.join(" "))].join(", "),
@@ -493,7 +493,7 @@
       ...modes.map((mode) => sample(marker(shapeOf({ mode })), mode || "one mode")),
       rows.some(printed) ? sample(marker(shapes[0], null, true), data.printed) : "");
     drawScatter("scatter-macs", "macs", "MACs of one sample's forward pass", true);
-    drawScatter("scatter-top1", "top1", "top-1 accuracy in percent", false);
+    drawScatter("scatter-top1", "top1", data.quality, false);
   }
 
   // ---- page -------------------------------------------------------------------------------------------------------
