@@ -14,6 +14,7 @@ from revbifpn.integrations.runner import (
     build_runner,
     check_data,
     load_config,
+    one_line,
     use_checkpoint,
 )
 from revbifpn.models.checkpoints import CheckpointError
@@ -51,4 +52,4 @@ if __name__ == "__main__":
     try:
         main()
     except (FileNotFoundError, CheckpointError, DataError, ConfigError) as error:
-        sys.exit(f"test: {error}")
+        sys.exit(f"test: {one_line(error)}")

@@ -14,6 +14,7 @@ from revbifpn.integrations.runner import (
     build_runner,
     check_data,
     load_config,
+    one_line,
     resume_from,
     use_amp,
 )
@@ -52,4 +53,4 @@ if __name__ == "__main__":
     try:
         main()
     except (FileNotFoundError, CheckpointError, DataError, NonFiniteLossError, ConfigError) as error:
-        sys.exit(f"train: {error}")
+        sys.exit(f"train: {one_line(error)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from revbifpn.integrations.classification.validate import validate
 from revbifpn.integrations.image_folders import DataError
+from revbifpn.integrations.runner import one_line
 from revbifpn.models.checkpoints import CheckpointError
 
 
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     try:
         main()
     except (FileNotFoundError, CheckpointError, DataError, ValueError) as error:
-        sys.exit(f"validate: {error}")
+        sys.exit(f"validate: {one_line(error)}")

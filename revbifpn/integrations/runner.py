@@ -30,6 +30,7 @@ __all__ = [
     "build_runner",
     "check_data",
     "load_config",
+    "one_line",
     "resume_from",
     "use_amp",
     "use_checkpoint",
@@ -89,6 +90,9 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
         FileNotFoundError, CheckpointError: if the named file is missing or damaged, or all files of the folder are.
     """
     cfg.resume = True
+    begin_with = cfg.model.get("checkpoint") if is_classification(cfg) else None
+    if is_classification(cfg):
+        cfg.model.checkpoint = None  # what the training began with is in its checkpoint
     folder = Path(cfg.work_dir) if checkpoint == "auto" else Path(checkpoint).parent
     candidates = _checkpoints(folder)
     if checkpoint == "auto":
@@ -106,6 +110,8 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
         if refused:
             raise CheckpointError("no usable checkpoint: " + "; ".join(refused) + ". Start again without --resume")
         cfg.resume = False
+        if is_classification(cfg):
+            cfg.model.checkpoint = begin_with
         print(f"no checkpoint in {folder} yet: starting from the beginning", file=sys.stderr)
         return
     try:
@@ -180,6 +186,13 @@ def use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.update(type="AutocastOptimWrapper", dtype="bfloat16")
     else:
         raise ConfigError("--amp needs a GPU to train a detector: mmcv's operators have no bfloat16 on CPU. Leave --amp out")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; of one that came out of a dataloader's worker without the worker's traceback."""
+    text = str(error)
+    raised = f"{type(error).__module__}.{type(error).__qualname__}: "  # as a traceback ends
+    return text.rpartition(raised)[2].strip() if "Original Traceback" in text else text
 
 
 def build_runner(cfg: Config) -> Runner:

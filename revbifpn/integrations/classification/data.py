@@ -98,7 +98,7 @@ class ClassificationDataset(Dataset[Sample]):
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, label, index = self._read(index)
         if label == SKIPPED:
-            pixels = self.transform(Image.new("RGB", (256, 256)))
+            pixels = self.transform(Image.new(self._mode or "RGB", (256, 256)))
         else:
             with _seeded(seed) if seed is not None else contextlib.nullcontext():
                 pixels = self.transform(image)

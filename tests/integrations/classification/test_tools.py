@@ -112,11 +112,15 @@ def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pyt
     assert "--data is for classification" in refusal(monkeypatch, "train.py", detector, "--data", tmp_path)
 
 
-def test_broken_image_ends_the_training_by_name(config: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_ends_the_training_by_name(
+    config: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     (own_folder / "train/red/2.png").write_bytes(b"broken")
-    said = refusal(monkeypatch, "train.py", config)
+    said = refusal(monkeypatch, "train.py", config, "--cfg-options", f"train_dataloader.num_workers={workers}")
     assert said.startswith(f"train: image {own_folder}/train/red/2.png (index 10) cannot be decoded")
     assert "on_error='skip'" in said
+    assert "Traceback" not in said
 
 
 def test_validate_prints_accuracy_and_file(

@@ -175,6 +175,19 @@ def test_skipped_validation_image_does_not_count(make_config: MakeConfig, own_fo
     assert "val/red/0.png (index 6) cannot be decoded" in log.read_text()
 
 
+def test_resuming_needs_no_weights_to_begin_with(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A fine-tuning goes on although the file that it began with is gone; the first time it is needed."""
+    cfg = make_config(**{"train_cfg.max_epochs": 1})
+    train(cfg)
+    again = make_config(**{"model.checkpoint": str(tmp_path / "gone.pth")})
+    resume_from(again, "auto")
+    assert train(again).epoch == 2
+    first = make_config(work_dir=tmp_path / "first", **{"model.checkpoint": str(tmp_path / "gone.pth")})
+    resume_from(first, "auto")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint not found: .*gone.pth"):
+        fresh_runner(first)
+
+
 class TestWrongResume:
     @pytest.fixture
     def checkpoint(self, make_config: MakeConfig, tmp_path: Path) -> Path:
