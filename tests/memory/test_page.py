@@ -166,6 +166,12 @@ class Page:
     def leaves(self) -> int:
         return len(self.all("#treemap .leaf"))
 
+    def rectangles(self) -> list[tuple[float, float, float, float]]:
+        """Left, top, width and height of the treemap's leaves."""
+        script = """return [...document.querySelectorAll("#treemap .leaf")].map(
+            (leaf) => ["x", "y", "width", "height"].map((name) => Number(leaf.getAttribute(name))))"""
+        return [tuple(box) for box in self.run(script)]
+
     def mode(self, name: str) -> None:
         next(button for button in self.all("#modes button") if button.text.startswith(name)).click()
 
@@ -297,16 +303,28 @@ def test_areas_of_the_treemap_are_bytes(at: Page, reports: list[MemoryReport]) -
     from selenium.webdriver.common.keys import Keys
 
     report = reports[0]
-    category, nbytes = max(report.categories.items(), key=lambda item: item[1])
+    category = max(report.categories, key=lambda name: report.categories[name])
     stage = next(t.stage for t in report.tensors if t.category == category)
     at.one(f"#treemap [data-way='[\"{category}\"]']").send_keys(Keys.ENTER)
     at.one(f"#treemap [data-way='{json.dumps([category, stage], separators=(',', ':'))}']").send_keys(Keys.ENTER)
-    script = """return [...document.querySelectorAll("#treemap .leaf")].map(
-        (leaf) => leaf.getAttribute("width") * leaf.getAttribute("height"))"""
-    tensors = sorted((t.nbytes for t in report.tensors if t.category == category and t.stage == stage), reverse=True)
-    areas = sorted(at.run(script), reverse=True)
-    assert areas[0] / sum(areas) == pytest.approx(tensors[0] / sum(tensors), rel=0.001)
-    assert nbytes >= sum(tensors)
+    tensors = sorted(t.nbytes for t in report.tensors if t.category == category and t.stage == stage)
+    areas = sorted(w * h for _, _, w, h in at.rectangles())
+    width, height = at.run(
+        "return ['width', 'height'].map((side) => document.querySelector('#treemap svg').viewBox.baseVal[side])"
+    )
+    assert sum(areas) == pytest.approx(width * height, rel=0.001), "they fill the picture"
+    expected = [width * height * nbytes / sum(tensors) for nbytes in tensors]
+    assert areas == pytest.approx(expected[-len(areas) :], rel=0.001)
+
+
+@needs_browser
+def test_leaves_of_the_treemap_lie_side_by_side(at: Page) -> None:
+    boxes = at.rectangles()
+    assert len(boxes) > 20
+    for i, (x, y, w, h) in enumerate(boxes):
+        for left, top, wide, high in boxes[:i]:
+            apart = min(x + w, left + wide) - max(x, left), min(y + h, top + high) - max(y, top)
+            assert min(apart) < 1e-6, "two leaves overlap"
 
 
 @needs_browser

@@ -478,7 +478,8 @@
         ["whole step", row.peak === null ? "" : formatBytes(row.peak)], ["MACs", row.macs === null ? "" : formatCount(row.macs)],
         [data.quality, row.top1 === null ? "" : String(row.top1)], ["parameters", row.params ? formatCount(row.params) : ""],
         ["batch, image", `${row.batch}, ${formatImage(row.image)}`]];
-      const node = svg("g", { transform: `translate(${px} ${py})${row.mode === modes[0] && !printed(row) ? " scale(1.4)" : ""}`, tabindex: 0, role: "img", "data-name": row.name, "data-mode": row.mode,
+      const scaling = row.mode === modes[0] && !printed(row) ? " scale(1.4)" : ""; // shows behind an equal point of another mode
+      const node = svg("g", { transform: `translate(${px} ${py})${scaling}`, tabindex: 0, role: "img", "data-name": row.name, "data-mode": row.mode,
         "aria-label": [row.name, ...facts.filter(([, v]) => v).map((fact) => fact.join(" "))].join(", "),
         onpointerleave: hideTooltip, onblur: hideTooltip }, marker(shapeOf(row), familyColour(row), printed(row)));
       const show = () => showAt(node, row.name, facts);
