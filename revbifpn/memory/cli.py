@@ -85,6 +85,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "html": "one self-contained page",
     }.items():
         out.add_argument(f"--{kind}", type=Path, metavar="FILE", help=text)
+    out.add_argument(
+        "--snapshot", type=Path, metavar="FILE", help="the CUDA allocator's record of a measured step, for PyTorch's viewer"
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(arguments)
     if not (args.models or args.compare or args.paper):
@@ -126,6 +129,7 @@ class Session:
             method="measure" if args.measure else "predict",
             autocast=_PRECISIONS[args.precision],
             channels_last=args.channels_last,
+            snapshot=args.snapshot,
         )
         self.tables: list[Table] = []
         self.reports: list[MemoryReport] = []
@@ -223,7 +227,7 @@ class Session:
         figure = self.args.paper
         modes = self.args.mode or ["reversible", "stored"]
         # The paper measured on a GPU: cuDNN is no part of a prediction, and neither are the CPU's own workspaces.
-        settings = Settings(**{**asdict(self.settings), "device": self.args.device or "cuda"})
+        settings = replace(self.settings, device=self.args.device or "cuda")
         with self._working() as progress:
             subjects, batch = paper_subjects(figure)
             for row, report in compare(subjects, modes, self.args.batch or batch, self.args.image_size, settings, progress):
@@ -312,7 +316,7 @@ def _chosen(modes: Sequence[str], wanted: Sequence[str] | None, spec: str) -> li
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Before minutes of work: can the results be written?"""
-    for path in (args.json, args.csv, args.markdown, args.png, args.html):
+    for path in (args.json, args.csv, args.markdown, args.png, args.html, args.snapshot):
         if path is not None and not path.resolve().parent.is_dir():
             raise SubjectError(f"{path} cannot be written: there is no folder {path.parent}")
 

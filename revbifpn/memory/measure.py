@@ -6,12 +6,15 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 _MARK = "revbifpn.memory#"
+#: Allocations of a step of the largest models, several times over.
+_SNAPSHOT_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Measurement:
         peak: the highest sum.
         peak_index: the operator that was running then; None if the allocator does not tell.
         by_operator: for each operator the highest sum until the next began; empty if the allocator does not tell.
+        reserved: all that a caching allocator held at its peak, free blocks included.
     """
 
     peak: int
     peak_index: int | None
     by_operator: list[int]
+    reserved: int | None = None
 
 
 def mark(execute: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any], count: Callable[[], int]) -> Any:
@@ -74,11 +79,25 @@ def measure_cpu(step: Callable[[], None], num_operators: Callable[[], int]) -> M
     return Measurement(peak, peak_index, by_operator)
 
 
-def measure_cuda(step: Callable[[], None]) -> Measurement:
-    """Run ``step`` and ask the CUDA caching allocator for its peak (its own rounding included, cuDNN's workspaces too)."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return Measurement(torch.cuda.max_memory_allocated() - before, None, [])
+def measure_cuda(step: Callable[[], None], snapshot: Path | None = None) -> Measurement:
+    """Run ``step`` and read the CUDA caching allocator: its peak, in its own rounding and with cuDNN's workspaces.
+
+    Args:
+        snapshot: a file for the allocator's own record of the step, every allocation with its Python stack; it opens in
+            PyTorch's memory viewer. None records nothing.
+    """
+    cuda = torch.cuda
+    cuda.synchronize()
+    before = cuda.memory_allocated()
+    cuda.reset_peak_memory_stats()
+    if snapshot is not None:
+        cuda.memory._record_memory_history(max_entries=_SNAPSHOT_ENTRIES)
+    try:
+        step()
+        cuda.synchronize()
+        if snapshot is not None:
+            cuda.memory._dump_snapshot(str(snapshot))
+    finally:
+        if snapshot is not None:
+            cuda.memory._record_memory_history(enabled=None)
+    return Measurement(cuda.max_memory_allocated() - before, None, [], cuda.max_memory_reserved())

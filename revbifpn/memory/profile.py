@@ -16,6 +16,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from revbifpn.memory.analysis import analyse
 from revbifpn.memory.fake import FakeExecution, fake_weights
 from revbifpn.memory.measure import mark, measure_cpu, measure_cuda
-from revbifpn.memory.report import MemoryReport
+from revbifpn.memory.report import MemoryReport, format_bytes
 from revbifpn.memory.tracker import StorageTracker
 from revbifpn.memory.workspace import cpu_workspace
 from revbifpn.reversible import ReversibleSequential
@@ -50,6 +51,7 @@ def profile_training(
     device: str = "cpu",
     method: str = "predict",
     autocast: torch.dtype | None = None,
+    snapshot: Path | None = None,
     name: str = "",
     mode: str = "",
 ) -> MemoryReport:
@@ -67,6 +69,7 @@ def profile_training(
         method: ``"predict"`` runs the step on fake tensors: in seconds, for sizes far beyond this machine's memory.
             ``"measure"`` runs it on copies for real and reads the allocator's figures.
         autocast: dtype of mixed precision; None for none.
+        snapshot: file for the CUDA allocator's record of a measured step (see :func:`.measure_cuda`).
         name, mode: for the report.
 
     Returns:
@@ -82,10 +85,14 @@ def profile_training(
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
     if method == "measure" and device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device to measure on: use method='predict'")
+    if snapshot is not None and (method, device) != ("measure", "cuda"):
+        raise ValueError("a snapshot is the CUDA allocator's: it needs method='measure' and device='cuda'")
     make_optimizer = _optimizer_maker(optimizer)
     step = _Step(loss or mean_of_outputs, device, autocast)
-    run = _predict if method == "predict" else _measure
-    tracker, measurement, notes = run(model, inputs, step, make_optimizer, device)
+    if method == "predict":
+        tracker, measurement, notes = _predict(model, inputs, step, make_optimizer, device)
+    else:
+        tracker, measurement, notes = _measure(model, inputs, step, make_optimizer, device, snapshot)
     tensors = list(_tensors(inputs))
     images = [tuple(t.shape) for t in tensors if t.ndim == 4]
     return analyse(
@@ -152,7 +159,7 @@ def _predict(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any,
     return tracker, None, notes
 
 
-def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
+def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str, snapshot: Path | None) -> Any:
     model = copy.deepcopy(model).to(device)
     inputs = _to(inputs, device)
     optimizer = make_optimizer(model)
@@ -173,7 +180,11 @@ def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any,
 
     if on_cpu:
         return tracker, measure_cpu(tracked_step, lambda: len(tracker.operations)), []
-    return tracker, measure_cuda(tracked_step), ["the CUDA context (some hundred MB a process) is not included"]
+    measurement = measure_cuda(tracked_step, snapshot)
+    notes = ["the CUDA context (some hundred MB a process) is not included"]
+    if measurement.reserved is not None:
+        notes.append(f"the caching allocator held {format_bytes(measurement.reserved)} at most, free blocks included")
+    return tracker, measurement, notes
 
 
 def _register(tracker: StorageTracker, model: nn.Module, inputs: Inputs) -> None:

@@ -42,6 +42,7 @@ class Settings:
     method: str = "predict"
     autocast: torch.dtype | None = None
     channels_last: bool = False
+    snapshot: Path | None = None
 
 
 class Subject(ABC):
@@ -289,6 +290,7 @@ def profile_subject(subject: Subject, mode: str, batch: int, image: Size, settin
                 device=settings.device,
                 method=settings.method,
                 autocast=settings.autocast,
+                snapshot=settings.snapshot,
                 name=subject.name,
                 mode=mode,
             )
