@@ -7,6 +7,7 @@ computed from them; index arithmetic, anchors, matched targets, optimizer counte
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +37,8 @@ class FakeExecution:
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        # Real tensors into which something fake was written: their values mean nothing any more.
-        self._tainted: dict[int, Tensor] = {}
+        # Storages of real tensors into which something fake was written: their values mean nothing any more.
+        self._tainted: dict[int, weakref.ref[Any]] = {}
 
     def fake(self, tensor: Tensor) -> Tensor:
         """A fake twin of a tensor, with its shape, strides, dtype and device."""
@@ -77,7 +78,12 @@ class FakeExecution:
         return self._real_if_in_place(func, args, result)
 
     def _is_fake(self, tensor: Tensor) -> bool:
-        return isinstance(tensor, FakeTensor) or id(tensor) in self._tainted
+        return isinstance(tensor, FakeTensor) or tensor.untyped_storage()._cdata in self._tainted
+
+    def _taint(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._tainted[key] = weakref.ref(storage, lambda _: self._tainted.pop(key, None))
 
     def _real_if_in_place(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """An in-place operator returns its own argument: a real tensor stays the same object."""
@@ -85,7 +91,7 @@ class FakeExecution:
             return result
         alias = func._schema.arguments[0].alias_info if func._schema.arguments else None
         if alias is not None and alias.is_write:
-            self._tainted[id(args[0])] = args[0]
+            self._taint(args[0])
             return args[0]
         return result
 

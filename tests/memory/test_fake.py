@@ -56,8 +56,15 @@ def test_a_real_tensor_that_takes_fake_values_is_fake_from_then_on() -> None:
         buffer.copy_(x)
         return buffer.sum().item()  # would be 0.0, a wrong number
 
-    with pytest.raises(UnsupportedOperatorError, match="_local_scalar_dense"):
-        run(step, torch.ones(2))
+    def through_a_view(x: Tensor) -> float:
+        buffer = torch.zeros(2, 2)
+        before = buffer.view(-1)
+        buffer[0] = x
+        return before.sum().item()
+
+    for wrong in (step, through_a_view):
+        with pytest.raises(UnsupportedOperatorError, match="_local_scalar_dense"):
+            run(wrong, torch.ones(2))
 
 
 def test_meta_tensors_give_their_shape() -> None:
