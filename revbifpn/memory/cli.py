@@ -68,10 +68,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="a memory figure of the RevBiFPN paper, its printed points beside these numbers",
     )
     step = parser.add_argument_group("the training step")
-    step.add_argument("--batch", type=_positive, help="samples (default 16; configs 2)")
+    step.add_argument("--batch", type=_positive, help="samples (default: the config's, or 16)")
     step.add_argument("--image-size", type=_image_size, metavar="SIDE|HxW", help="default: the model's own")
     step.add_argument("--mode", action="append", help="reversible, exact, stored or checkpointing (default: all there are)")
-    step.add_argument("--optimizer", default="sgd", help="one of timm's, such as sgd, adamw, lamb; or none (default sgd)")
+    step.add_argument(
+        "--optimizer", default="auto", help="one of timm's, such as adamw or lamb; none; default: the config's, or sgd"
+    )
     step.add_argument("--precision", choices=tuple(_PRECISIONS), default="float32", help="dtype of autocast")
     step.add_argument("--channels-last", action="store_true", help="images and weights in channels_last")
     step.add_argument("--device", choices=("cpu", "cuda"), help="what to predict for, or measure on (default: cuda if there)")
@@ -156,21 +158,18 @@ class Session:
             warnings.simplefilter("ignore")
             yield lambda text: status.update(text)
 
-    def _batch(self, spec: str) -> int:
-        is_config = spec.endswith(".py") or "::" in spec
-        return self.args.batch or (2 if is_config else 16)
-
     def _profile(self) -> None:
         for spec in self.args.models:
             with self._working() as progress:
                 progress(f"building {spec}")
                 subject = find_subject(spec)
                 image = self.args.image_size or subject.image
+                batch = self.args.batch or subject.batch
                 modes = _chosen(subject.modes, self.args.mode, spec)
                 params, macs = count_parameters(subject, image), count_macs(subject, image)
                 for mode in modes:
                     progress(f"{spec}, {mode}: a training step")
-                    report = profile_subject(subject, mode, self._batch(spec), image, self.settings)
+                    report = profile_subject(subject, mode, batch, image, self.settings)
                     self.reports.append(report)
                     self.rows.append(row_of(report, subject, params, macs))
             for report in self.reports[-len(modes) :]:
@@ -185,8 +184,9 @@ class Session:
         specs = [*self.args.models, *self.args.compare]
         with self._working() as progress:
             subjects = [find_subject(spec) for spec in specs]
-            for subject, spec in zip(subjects, specs, strict=True):
-                pairs = compare([subject], self.args.mode, self._batch(spec), self.args.image_size, self.settings, progress)
+            for subject in subjects:
+                batch = self.args.batch or subject.batch
+                pairs = compare([subject], self.args.mode, batch, self.args.image_size, self.settings, progress)
                 for row, report in pairs:
                     self.rows.append(row)
                     self.reports.append(report)
@@ -204,7 +204,7 @@ class Session:
                 progress(f"building {spec}")
                 subject = find_subject(spec)
                 image = self.args.image_size or subject.image
-                batch = self._batch(spec)
+                batch = self.args.batch or subject.batch
                 for mode in _chosen(subject.modes, self.args.mode, spec):
                     searches = [(f"largest batch at {image[0]}x{image[1]}", largest_batch, image)]
                     if not subject.fixed_size:

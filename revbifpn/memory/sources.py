@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,9 +36,9 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How steps are run; see :func:`.profile_training`."""
+    """How steps are run; see :func:`.profile_training`. The optimizer ``"auto"`` is the subject's own."""
 
-    optimizer: str | None = "sgd"
+    optimizer: str | None = "auto"
     device: str = "cpu"
     method: str = "predict"
     autocast: torch.dtype | None = None
@@ -53,12 +54,15 @@ class Subject(ABC):
         family: models of one kind, joined in plots.
         modes: ways to treat its activations, the usual one first.
         image: height and width that it is made for.
+        batch, optimizer: what a config trains it with; 16 and SGD for others.
         top1: published ImageNet accuracy in percent, if known.
     """
 
     name: str
     family: str
     image: Size
+    batch = 16
+    optimizer = "sgd"
     top1: float | None = None
     fixed_size = False
 
@@ -189,6 +193,8 @@ class ConfigSubject(Subject):
         self.name = name
         self.family = str(self.cfg.model.type).split(".")[-1]
         self.image = _image_of(self.cfg)
+        self.batch = (self.cfg.get("train_dataloader") or {}).get("batch_size", 2)
+        self.optimizer = _optimizer_of(self.cfg) or self.optimizer
         self.is_detector = "roi_head" in self.cfg.model or "bbox_head" in self.cfg.model
         if self.cfg.model.get("name"):
             self.top1 = published_accuracy(self.cfg.model.name) if self.cfg.model.get("num_classes", 1000) == 1000 else None
@@ -286,7 +292,7 @@ def profile_subject(subject: Subject, mode: str, batch: int, image: Size, settin
                 model,
                 inputs,
                 loss=subject.loss,
-                optimizer=settings.optimizer,
+                optimizer=subject.optimizer if settings.optimizer == "auto" else settings.optimizer,
                 device=settings.device,
                 method=settings.method,
                 autocast=settings.autocast,
@@ -343,6 +349,13 @@ def _image_of(cfg: Any) -> Size:
     divisor = (cfg.model.get("data_preprocessor") or {}).get("pad_size_divisor", 1)
     height, width = (-(-side // divisor) * divisor for side in size[-2:])
     return height, width
+
+
+def _optimizer_of(cfg: Any) -> str | None:
+    """timm's name of a config's optimizer, if timm has it."""
+    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    name = str(optimizer.get("opt") or optimizer.get("type") or "").lower()
+    return name if name in list_optimizers() else None
 
 
 def _pipeline_steps(node: Any) -> Iterator[dict[str, Any]]:

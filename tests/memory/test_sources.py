@@ -145,7 +145,17 @@ class TestConfigs:
         coco = find_subject(str(ROOT / "configs/mask_rcnn/mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py"))
         assert isinstance(coco, ConfigSubject)
         assert coco.image == (800, 1344)  # 1333x800, padded to multiples of 32
+        assert (coco.batch, coco.optimizer) == (2, "sgd")
         assert find_subject("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py").image == (800, 1344)
+
+    def test_a_classifier_of_this_project(self) -> None:
+        subject = find_subject(str(ROOT / "configs/fashion_mnist/revbifpn-s0_fashion-mnist.py"))
+        assert (subject.image, subject.batch, subject.optimizer) == ((64, 64), 128, "adamw")
+        predicted, measured = (
+            profile_subject(subject, "reversible", 2, (64, 64), Settings(method=method)) for method in ("predict", "measure")
+        )
+        assert predicted.optimizer == "adamw"
+        assert predicted.peak == pytest.approx(measured.peak, rel=0.03)
 
     def test_a_detector_of_mmdetection(self) -> None:
         """One stage, focal loss, five levels: nothing of it is known to the profiler."""
