@@ -167,7 +167,7 @@ def _measure(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any,
     if optimizer is not None or not on_cpu:  # its state, and what libraries keep on a GPU, are there in all later steps
         step(model, inputs, optimizer, None)
         model.zero_grad(set_to_none=True)
-        gc.collect()
+    gc.collect()  # what an earlier measurement left, freed during this one, would count against it
     tracker = StorageTracker(model, granularity=1 if on_cpu else CUDA_GRANULARITY)
     if on_cpu:
         tracker.execute = mark(tracker.execute, lambda: len(tracker.operations) - 1)

@@ -86,6 +86,11 @@ def test_phases_come_in_order(tiny: TinyModel) -> None:
     assert phases == sorted(phases, key=["forward", "backward", "optimizer"].index)
 
 
+def test_measurements_do_not_disturb_each_other(tiny: TinyModel) -> None:
+    """Models are full of reference cycles: what one measurement leaves is freed at any time, best before the next."""
+    assert len({make(tiny, "measure").peak for _ in range(4)}) == 1
+
+
 def test_a_prediction_touches_no_data(tiny: TinyModel) -> None:
     """A step whose images alone are larger than any machine's memory."""
     report = profile_training(tiny, torch.empty(10**6, 3, 4096, 4096, device="meta"))
