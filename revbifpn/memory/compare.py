@@ -67,7 +67,7 @@ def compare(
                 progress(f"{subject.name}, {mode}, batch {batch}, {size[0]}x{size[1]}")
                 report = profile_subject(subject, mode, batch, size, settings)
                 yield row_of(report, subject, params, macs), report
-        subject.__dict__.pop("_built", None)
+        subject.release()
 
 
 def paper_subjects(figure: str) -> tuple[list[Subject], int]:

@@ -7,8 +7,9 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import revbifpn
+import revbifpn  # noqa: F401  (registers this project's timm models)
 from revbifpn.memory.fake import FakeExecution, UnsupportedOperatorError, fake_weights
 from revbifpn.memory.profile import Inputs, call_model, mean_of_outputs, profile_training
 from revbifpn.memory.published import published_accuracy
@@ -65,12 +66,13 @@ class Subject(ABC):
     optimizer = "sgd"
     top1: float | None = None
     fixed_size = False
+    _built: tuple[Size | None, nn.Module] | None = None
 
     @abstractmethod
     def build(self, image: Size) -> nn.Module:
         """A new model in training mode, in its usual mode."""
 
-    @property
+    @cached_property
     def modes(self) -> tuple[str, ...]:
         """See above."""
         return ("reversible", "exact", "stored") if self._is_reversible else ("stored", *self._checkpointing)
@@ -101,18 +103,21 @@ class Subject(ABC):
         """A context in which the model's step needs no values."""
         return nullcontext()
 
+    def release(self) -> None:
+        """Let the model go; the next use builds it anew."""
+        self._built = None
+
     def _kept(self, image: Size) -> nn.Module:
         key = image if self.fixed_size else None
-        kept: tuple[Any, nn.Module] | None = self.__dict__.get("_built")
-        if kept is None or kept[0] != key:
-            kept = self.__dict__["_built"] = (key, self.build(image))
-        return kept[1]
+        if self._built is None or self._built[0] != key:
+            self._built = (key, self.build(image))
+        return self._built[1]
 
-    @property
+    @cached_property
     def _is_reversible(self) -> bool:
         return any(isinstance(m, ReversibleSequential) for m in self._kept(self.image).modules())
 
-    @property
+    @cached_property
     def _checkpointing(self) -> tuple[str, ...]:
         model = self._kept(self.image)
         if not hasattr(model, "set_grad_checkpointing"):
@@ -392,13 +397,3 @@ def _channels_last(inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return {key: _channels_last(value) for key, value in inputs.items()}
     return inputs
-
-
-@contextmanager
-def released(subject: Subject) -> Iterator[Subject]:
-    """Use a subject, then let its model go."""
-    yield subject
-    subject.__dict__.pop("_built", None)
-
-
-assert revbifpn.__version__  # importing it registers this project's timm models
