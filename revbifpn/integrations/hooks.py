@@ -80,8 +80,9 @@ class ExactResumeHook(Hook):
         self._before_val: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Put the random state into the checkpoint."""
-        checkpoint["random_state"] = _get_random_state()
+        """Put the training's random state into the checkpoint."""
+        # A new best score has MMEngine write the last checkpoint once more, in the middle of a validation.
+        checkpoint["random_state"] = self._before_val or _get_random_state()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Remember the checkpoint's random state, if this is a resumption."""

@@ -104,9 +104,10 @@ def test_validation_and_checkpoint_take_the_ema_weights(make_config: MakeConfig)
 @pytest.mark.parametrize(("model", "size"), [("revbifpn_s0", 64), ("test_resnet", 32)])
 def test_resumed_training_equals_an_uninterrupted_one(make_config: MakeConfig, tmp_path: Path, model: str, size: int) -> None:
     """Bit for bit: order and augmentation of the images, dropout, random erasing, Mixup, EMA, optimizer, schedule, with a
-    worker that loads images and a validation in between.
+    worker that loads images and a validation in between, after which a new best score has the checkpoint written again.
     """
     settings = {
+        "default_hooks.checkpoint.save_best": "accuracy/top1",
         "model.model_args": dict(drop_rate=0.3),
         "model.mixup": dict(mixup_alpha=0.4, cutmix_alpha=1.0),
         "train_dataloader.num_workers": 1,
