@@ -25,6 +25,7 @@ try:
     from mmengine.logging import print_log
     from mmengine.model import BaseModule
     from mmengine.registry import MODELS
+    from mmengine.runner.checkpoint import get_torch_safe_globals
 except ImportError as error:
     raise ImportError(
         "revbifpn.integrations.mmdet needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' "
@@ -136,7 +137,8 @@ class RevBiFPN(RevBiFPNPyramid, BaseModule):
 
     def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
         path = _download(checkpoint) if checkpoint.startswith(("http://", "https://")) else Path(checkpoint).expanduser()
-        state_dict = read_checkpoint(path)
+        with torch.serialization.safe_globals(get_torch_safe_globals()):  # what MMEngine saves beside the weights
+            state_dict = read_checkpoint(path)
         if prefix:
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)} or state_dict
         unused_neck = tuple(f"neck.{level}." for level in range(len(STRIDES)) if level not in self.out_indices)

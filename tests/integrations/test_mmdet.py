@@ -255,3 +255,19 @@ def test_coco_configs_use_a_coco_folder_as_it_is(tmp_path: Path, monkeypatch: py
     batch = preprocessor(pseudo_collate([dataset[0]]), training=True)
     assert batch["inputs"].shape == (1, 3, 800, 1344)  # 1333x800, padded to multiples of 32
     assert batch["data_samples"][0].gt_instances.masks.width == 1344
+
+
+def test_pretrained_loads_what_the_runner_saved(tmp_path: Path) -> None:
+    """A detector's checkpoint of MMEngine holds more than weights: its message hub, for one."""
+    from mmengine.logging import HistoryBuffer
+
+    trained = RevBiFPN("s0")
+    content = {
+        "meta": {"epoch": 1},
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer([1.0], [1])}},
+        "state_dict": {f"backbone.{key}": value for key, value in trained.state_dict().items()},
+    }
+    torch.save(content, tmp_path / "epoch_1.pth")
+    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "epoch_1.pth")))
+    backbone.init_weights()
+    assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in trained.state_dict().items())
