@@ -5,10 +5,10 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint timm-tests format clean
 
 help: ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 18
 
 setup: $(READY) ## create .venv with torch, the detection stack and this project
 
@@ -26,6 +26,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+timm-tests: $(READY) ## run the tests that timm keeps for its own models on S0 to S6 (downloads timm's source)
+	$(BIN)/python tools/timm_suite.py -k "not pretrained"
 
 format: $(READY) ## rewrite the code as ruff formats it
 	$(BIN)/ruff format .

@@ -6,20 +6,24 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import _builder as timm_builder
 from timm.models import (
+    FeatureGraphNet,
+    FeatureHookNet,
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
     register_notrace_module,
     resolve_pretrained_cfg,
 )
+from timm.models import _builder as timm_builder
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from revbifpn.models.classifier import RevBiFPN, checkpoint_filter_fn
 from revbifpn.models.published import PUBLISHED, fetch_published
 from revbifpn.models.pyramid import Body
 from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
+from revbifpn.reversible import set_reversible
 
 __all__ = [f"revbifpn_{name}" for name in VARIANTS]
 
@@ -47,6 +51,28 @@ def _cfg(name: str) -> dict[str, Any]:
     }
 
 
+class _SwitchesMemory(nn.Module):
+    """timm's memory switch for feature wrappers, with the meaning that it has for RevBiFPN itself."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Reversible mode; False stores activations."""
+        set_reversible(self, enable)
+
+
+class RevBiFPNFeatures(_SwitchesMemory, FeatureGetterNet):
+    """``features_only=True``: the levels by ``forward_intermediates``."""
+
+
+class RevBiFPNHookFeatures(_SwitchesMemory, FeatureHookNet):
+    """``features_only=True, feature_cls="hook"``."""
+
+
+class RevBiFPNGraphFeatures(_SwitchesMemory, FeatureGraphNet):
+    """``features_only=True, feature_cls="fx"``."""
+
+
+_FEATURE_CLASSES = {"getter": RevBiFPNFeatures, "hook": RevBiFPNHookFeatures, "fx": RevBiFPNGraphFeatures}
+
 default_cfgs = generate_default_cfgs({f"revbifpn_{name}.cerebras_in1k": _cfg(name) for name in VARIANTS})
 
 
@@ -58,13 +84,21 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     if fetched:  # timm would not check the sha256
         progress = getattr(timm_builder, "_DOWNLOAD_PROGRESS", False)
         overlay["file"] = str(fetch_published(name, kwargs.get("cache_dir"), progress))
+    feature_cfg: dict[str, Any] = {
+        "out_indices": (0, 1, 2, 3),
+        "feature_cls": "getter",
+        **(kwargs.pop("feature_cfg", None) or {}),
+    }
+    for arguments in (feature_cfg, kwargs):
+        if isinstance(kind := arguments.get("feature_cls"), str):
+            arguments["feature_cls"] = _FEATURE_CLASSES.get(kind.lower(), kind)
     model: nn.Module = build_model_with_cfg(
         partial(RevBiFPN, name),
         f"revbifpn_{name}",
         pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg=feature_cfg,
         **kwargs,
     )
     if fetched:  # where the file lies on this machine is no property of the model

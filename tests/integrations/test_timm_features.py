@@ -146,6 +146,27 @@ def test_feature_wrappers_agree_and_train_reversibly(x: Tensor, feature_cls: str
             torch.testing.assert_close(grads[name], p.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("feature_cls", ["getter", "hook", "fx"])
+def test_feature_wrappers_have_timms_memory_switch(x: Tensor, feature_cls: str) -> None:
+    """Detection and segmentation code calls it on the wrapper; the gradients stay the same, bit for bit in exact mode."""
+    grads = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        features = timm.create_model("revbifpn_s0", features_only=True, feature_cls=feature_cls, exact=True).train()
+        features.set_grad_checkpointing(enable)
+        assert [m.reversible for m in features.modules() if isinstance(m, Body)] == [enable]
+        sum(level.square().mean() for level in features(x)).backward()
+        grads.append({name: p.grad for name, p in features.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.equal(grad, grads[1][name]) for name, grad in grads[0].items())
+
+
+def test_feature_cfg_is_merged_with_the_models_own() -> None:
+    features = timm.create_model("revbifpn_s0", features_only=True, feature_cfg={"feature_cls": "fx", "out_indices": (1, 2)})
+    assert isinstance(features, FeatureGraphNet)
+    assert features.feature_info.channels() == CHANNELS[1:3]
+
+
 class TestTracers:
     def test_fx_takes_the_body_as_one_node(self, model: RevBiFPN, x: Tensor) -> None:
         assert Body in get_notrace_modules()
