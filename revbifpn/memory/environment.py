@@ -15,7 +15,7 @@ import revbifpn
 
 
 def environment() -> dict[str, Any]:
-    """Processor, threads, versions and date."""
+    """Processor and its vector instructions, threads, versions and date."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -24,6 +24,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -35,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 def describe(env: Mapping[str, Any]) -> str:
     """The environment in one line."""
-    device = env["gpu"] or f"{env['cpu']}, {env['threads']} threads"
+    device = env["gpu"] or f"{env['cpu']} ({env['instructions']}), {env['threads']} threads"
     return f"{device}; torch {env['torch']}, timm {env['timm']}, Python {env['python']}; {env['date']}"
 
 
