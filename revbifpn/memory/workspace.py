@@ -2,13 +2,14 @@
 
 A tracker sees what operators return, not what they allocate inside. On CPU that is mostly oneDNN's convolutions, which bring
 images and weights into a blocked layout (channels in blocks of 16 with AVX-512, 8 with AVX2) where these are not
-``channels_last``. The rules here were found by reading the allocator's events of single operators, and are tested against
-them. They hold for float32, and in half precision by element size.
+``channels_last``. The rules here were found by reading the allocator's events of single operators, with AVX-512 and with AVX2,
+and are tested against them. They hold for float32, and in half precision by element size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def _convolution(args: tuple[Any, ...], result: Any) -> int:
 
 
 def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
-    grad, x, weight, _bias_sizes, stride, _padding, dilation, transposed, _out_padding, groups, mask = args[:11]
+    grad, x, weight, _bias_sizes, stride, padding, dilation, transposed, _out_padding, groups, mask = args[:11]
     if x.ndim != 4 or transposed:
         return 0
     if not uses_onednn(x, weight, stride, dilation, groups):
@@ -69,9 +70,12 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
         peak = grad_copied + inside
     if mask[1]:
         inside = _bytes(x) if mask[0] else 0
-        if channels_last:
-            partial = depthwise and 3 < max(weight.shape[2:]) <= _WIDEST_KERNEL and groups % _block() == 0
-            parts = _PARTIAL_WEIGHTS if partial else 1 if depthwise else 2
+        unfolded = _unfolded_sums(grad, x, weight, stride, padding, channels_last) if depthwise else 0
+        if unfolded:
+            inside += unfolded + _bytes(weight)
+        elif channels_last:
+            split = depthwise and 3 < max(weight.shape[2:]) <= _WIDEST_KERNEL and groups % _block() == 0
+            parts = _block() ** 2 + 1 if split else 1 if depthwise else 2  # sums of a depthwise weight's gradient
             inside += max(parts * _bytes(weight), blocked_weight) + _bytes(weight)
         elif depthwise and (not small or groups == 1):
             inside += _bytes(weight)
@@ -81,10 +85,18 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
     return max(0, peak - kept)
 
 
+def _unfolded_sums(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], channels_last: bool) -> int:
+    """With AVX2, a depthwise weight's gradient where oneDNN has no kernel for it: each thread unfolds a channel."""
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    has_kernel = max(weight.shape[2:]) <= _WIDEST_KERNEL and all(side >= k + -pad % step for side, k, step, pad in sides)
+    if _block() == 16 or has_kernel:
+        return 0
+    columns = prod(weight.shape[2:]) * prod(grad.shape[2:]) + (prod(x.shape[2:]) if channels_last else 0)
+    return torch.get_num_threads() * (4 * _bytes(weight) + columns * x.element_size())
+
+
 #: Depthwise kernels wider than this have no blocked implementation.
 _WIDEST_KERNEL = 14
-#: oneDNN sums a depthwise weight's gradient in so many parts in the channels_last layout.
-_PARTIAL_WEIGHTS = 257
 
 
 def uses_onednn(x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int) -> bool:

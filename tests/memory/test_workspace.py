@@ -35,9 +35,10 @@ def check(func: object, args: tuple[object, ...]) -> None:
     assert cpu_workspace(func, args, result) == pytest.approx(measured, abs=0.03 * held)
 
 
-def is_avx512() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
+AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+has_rules = pytest.mark.skipif(
+    not AVX512 and torch.backends.cpu.get_cpu_capability() != "AVX2", reason="the rules were read with AVX-512 and AVX2"
+)
 
 # (batch, in channels, side, out channels, kernel, stride, groups): what RevBiFPN, EfficientNet, ResNet and HRNet are made of.
 CONVOLUTIONS = [
@@ -54,14 +55,16 @@ CONVOLUTIONS = [
     (4, 18, 32, 18, 3, 1, 1),
     (8, 64, 28, 1, 1, 1, 1),
 ]
+# Images smaller than the kernel, and others: read with AVX2 alone.
+WITH_AVX2 = [(4, 80, 4, 80, 5, 1, 80), (4, 320, 2, 320, 5, 1, 320), (4, 64, 16, 64, 7, 4, 64)]
 
 
-@pytest.mark.skipif(not is_avx512(), reason="oneDNN's kernels differ: these rules were read on AVX-512")
+@has_rules
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("shape", CONVOLUTIONS + ([] if AVX512 else WITH_AVX2), ids=str)
 def test_convolutions(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     n, c, side, out, kernel, stride, groups = shape
-    if kernel == 15 and layout == torch.channels_last:
+    if AVX512 and kernel == 15 and layout == torch.channels_last:
         pytest.skip("no rule: its backward takes about four weights more for each thread, 0.1 MB here")
     x = torch.randn(n, c, side, side).contiguous(memory_format=layout)
     weight = torch.randn(out, c // groups, kernel, kernel).contiguous(memory_format=layout)
@@ -73,7 +76,7 @@ def test_convolutions(shape: tuple[int, ...], layout: torch.memory_format) -> No
     check(aten.convolution_backward.default, (grad, x, weight, [0], *settings, [True, True, False]))
 
 
-@pytest.mark.skipif(not is_avx512(), reason="oneDNN's kernels differ: these rules were read on AVX-512")
+@has_rules
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 def test_half_of_a_split_is_copied(layout: torch.memory_format) -> None:
     x = torch.randn(4, 48, 32, 32).contiguous(memory_format=layout)[:, :24]
