@@ -73,10 +73,28 @@ class RevBiFPNGraphFeatures(_SwitchesMemory, FeatureGraphNet):
 
 _FEATURE_CLASSES = {"getter": RevBiFPNFeatures, "hook": RevBiFPNHookFeatures, "fx": RevBiFPNGraphFeatures}
 
+
+def _feature_class(kind: str | type[nn.Module]) -> type[nn.Module]:
+    if not isinstance(kind, str):
+        return kind
+    if kind.lower() not in _FEATURE_CLASSES:
+        known = ", ".join(map(repr, _FEATURE_CLASSES))
+        raise ValueError(f"feature_cls must be one of {known}, got {kind!r}: RevBiFPN is no chain of modules to cut in pieces")
+    return _FEATURE_CLASSES[kind.lower()]
+
+
 default_cfgs = generate_default_cfgs({f"revbifpn_{name}.cerebras_in1k": _cfg(name) for name in VARIANTS})
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    feature_cfg: dict[str, Any] = {
+        "out_indices": (0, 1, 2, 3),
+        "feature_cls": "getter",
+        **(kwargs.pop("feature_cfg", None) or {}),
+    }
+    for arguments in (feature_cfg, kwargs):
+        if "feature_cls" in arguments:
+            arguments["feature_cls"] = _feature_class(arguments["feature_cls"])
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg = resolve_pretrained_cfg(f"revbifpn_{name}", kwargs.get("pretrained_cfg"), overlay)
     named_elsewhere = cfg.file or cfg.state_dict or cfg.hf_hub_id or cfg.source
@@ -84,14 +102,6 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     if fetched:  # timm would not check the sha256
         progress = getattr(timm_builder, "_DOWNLOAD_PROGRESS", False)
         overlay["file"] = str(fetch_published(name, kwargs.get("cache_dir"), progress))
-    feature_cfg: dict[str, Any] = {
-        "out_indices": (0, 1, 2, 3),
-        "feature_cls": "getter",
-        **(kwargs.pop("feature_cfg", None) or {}),
-    }
-    for arguments in (feature_cfg, kwargs):
-        if isinstance(kind := arguments.get("feature_cls"), str):
-            arguments["feature_cls"] = _FEATURE_CLASSES.get(kind.lower(), kind)
     model: nn.Module = build_model_with_cfg(
         partial(RevBiFPN, name),
         f"revbifpn_{name}",

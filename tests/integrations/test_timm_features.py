@@ -167,6 +167,12 @@ def test_feature_cfg_is_merged_with_the_models_own() -> None:
     assert features.feature_info.channels() == CHANNELS[1:3]
 
 
+@pytest.mark.parametrize("arguments", [{"feature_cls": "list"}, {"feature_cfg": {"feature_cls": "dict"}}])
+def test_wrappers_that_cut_a_chain_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"feature_cls must be one of 'getter', 'hook', 'fx', got '(list|dict)'"):
+        timm.create_model("revbifpn_s0", features_only=True, **arguments)
+
+
 class TestTracers:
     def test_fx_takes_the_body_as_one_node(self, model: RevBiFPN, x: Tensor) -> None:
         assert Body in get_notrace_modules()
