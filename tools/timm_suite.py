@@ -4,6 +4,8 @@ Fetches the source release of the timm that is installed (with pip, into work_di
 ``tests/test_models.py``: the tests of every model on S0 to S6, and those of a few models on S0.
 
     python tools/timm_suite.py [-k EXPRESSION] [any other option of pytest]
+
+Tests with "pretrained" in their name download the published weights.
 """
 
 from __future__ import annotations
@@ -40,26 +42,16 @@ def fetch() -> Path:
         SystemExit: if pip cannot have it.
     """
     release = FOLDER / f"timm-{timm.__version__}"
-    if not (release / "tests/test_models.py").is_file():
+    archive = FOLDER / f"{release.name}.tar.gz"
+    if not archive.is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)
         package = f"timm=={timm.__version__}"
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-binary",
-            "timm",
-            "-d",
-            str(FOLDER),
-            package,
-        ]
-        if subprocess.run(command).returncode != 0:
-            sys.exit(f"timm_suite: pip could not download the source of {package}; put {release.name}.tar.gz into {FOLDER}")
-        with tarfile.open(FOLDER / f"{release.name}.tar.gz") as archive:
-            archive.extractall(FOLDER, filter="data")
+        options = ["-q", "--no-deps", "--no-binary", "timm", "-d", str(FOLDER)]
+        if subprocess.run([sys.executable, "-m", "pip", "download", *options, package]).returncode != 0:
+            sys.exit(f"timm_suite: pip could not download the source of {package}; put {archive.name} into {FOLDER}")
+    if not (release / "tests/test_models.py").is_file():
+        with tarfile.open(archive) as content:
+            content.extractall(FOLDER, filter="data")
     return release
 
 
@@ -67,7 +59,7 @@ def main() -> None:
     release = fetch()
     paths = [str(Path(__file__).parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "pytest", "-p", Path(__file__).stem, "tests/test_models.py", *sys.argv[1:]]
-    # In its own folder timm would be imported from the source, which is the same; RevBiFPN's is the installed one.
+    # From its folder the tests import the timm that lies there, of the same version as the installed one.
     done = subprocess.run(command, cwd=release, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     sys.exit(done.returncode)
 

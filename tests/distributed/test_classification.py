@@ -66,7 +66,7 @@ def weights(work_dir: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("model", ["test_convnext", "revbifpn_s0"])
 def test_two_processes_equal_one(tmp_path: Path, model: str) -> None:
-    """ConvNeXt's LayerNorm has no batch statistics: losses, weights (averaged ones) and validation, of 5 and 4 images."""
+    """Losses, weights (averaged ones) and validation, of 5 and 4 images; LayerNorm, or held norms: no batch statistics."""
     two = launch(config(tmp_path, model, 2), tmp_path)
     cfg = Config.fromfile(config(tmp_path, model, 1))
     fresh_runner(cfg).train()
