@@ -1,11 +1,15 @@
-"""Settings for all tests."""
+"""Settings for all tests, and a tiny semi-synthetic data set for those that train a detector."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[1]
+DEMO_CONFIG = ROOT / "configs" / "demo" / "mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
 
 # The tensors here are small: more threads than this spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -18,3 +22,32 @@ def _global_settings() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 2 validation images of 64x64."""
+    from revbifpn.datasets.demo_digits import DemoDataParameters, make_demo_data
+
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(folder, DemoDataParameters(num_train=8, num_val=2, image_size=64))
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, tmp_path: Path) -> Path:
+    """The demo's config on the tiny data: 8 iterations, a checkpoint every second, deterministic, validation at the 4th."""
+    path = tmp_path / "tiny.py"
+    path.write_text(f"""
+_base_ = "{DEMO_CONFIG.as_posix()}"
+model = dict(backbone=dict(drop_path_rate=0.2))
+train_cfg = dict(max_iters=8, val_interval=4)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root="{tiny_data}/"))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root="{tiny_data}/"))
+val_evaluator = dict(ann_file="{tiny_data}/annotations/val.json")
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=-1))
+randomness = dict(seed=0, deterministic=True)
+""")
+    return path

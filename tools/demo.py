@@ -47,7 +47,7 @@ def run(tool: str, *arguments: str | Path) -> None:
 
 def evaluate(checkpoint: Path, work_dir: Path) -> dict[str, float]:
     """CocoMetric's results on the validation images."""
-    from revbifpn.integrations.runner import build_runner, load_config
+    from revbifpn.training.runner import build_runner, load_config
 
     cfg = load_config(argparse.Namespace(config=CONFIG, launcher="none", cfg_options=None, work_dir=work_dir / "test"))
     cfg.load_from = str(checkpoint)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mmdet.apis import init_detector
 
-from revbifpn.integrations.draw import contact_sheet, draw_predictions
-from revbifpn.integrations.runner import check_data, load_config
+from revbifpn.training.detection.drawing import contact_sheet, draw_predictions
+from revbifpn.training.runner import check_data, load_config
 
 
 def parse_args() -> argparse.Namespace:

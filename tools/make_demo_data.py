@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from revbifpn.integrations.demo_data import DemoDataParameters, make_demo_data
+from revbifpn.datasets.demo_digits import DemoDataParameters, make_demo_data
 
 
 def parse_args() -> argparse.Namespace:

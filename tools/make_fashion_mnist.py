@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from revbifpn.integrations.fashion_mnist import make_fashion_mnist
+from revbifpn.datasets.fashion_mnist import make_fashion_mnist
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from revbifpn.integrations.image_folders import DataError
-from revbifpn.integrations.runner import (
+from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.runner import (
     ConfigError,
     add_common_arguments,
     build_runner,

@@ -7,13 +7,177 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
+from torch import Tensor, nn
 
-from revbifpn.integrations.throughput import measure_throughput
+import revbifpn  # noqa: F401  (registers the timm models)
+from revbifpn.memory import profile_training
+
+MODES: dict[str, dict[str, bool]] = {
+    "reversible": {"reversible": True},
+    "stored": {"reversible": False},
+    "exact": {"reversible": True, "exact": True},
+}
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What one model does on this machine.
+
+    Attributes:
+        model: as it was asked for.
+        image: side of the images in pixels.
+        train, infer: images a second, median; NaN where not measured. Loading images is not in it.
+        train_memory, infer_memory: peak of a step in bytes, by :func:`revbifpn.memory.profile_training`; training with SGD
+            and momentum.
+    """
+
+    model: str
+    parameters: int
+    batch: int
+    image: int
+    train: float
+    infer: float
+    train_memory: int
+    infer_memory: int
+
+
+def measure_throughput(
+    models: Sequence[str],
+    batch_size: int = 32,
+    image_size: int | None = None,
+    device: str = "cpu",
+    autocast: torch.dtype | None = None,
+    repeats: int = 5,
+) -> list[Throughput]:
+    """Measure models side by side, in turns, so that a machine that drifts drifts for all alike.
+
+    Args:
+        models: timm's names; RevBiFPN's with ``:stored``, ``:reversible`` or ``:exact`` for how activations are treated.
+        image_size: side in pixels; None for each model's own.
+        device: ``"cpu"`` or ``"cuda"``. Memory is measured on a GPU and predicted for a CPU.
+        autocast: dtype of mixed precision; None for none.
+        repeats: timed steps of each model.
+
+    Raises:
+        ValueError: for an unknown model or mode, or a device that is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no GPU is there for device 'cuda'; take 'cpu'")
+    subjects = [_Subject(name, batch_size, image_size, device, autocast) for name in models]
+    seconds: dict[tuple[int, str], list[float]] = {}
+    for repeat in range(repeats + 1):
+        for index, subject in enumerate(subjects):
+            for what, step in (("train", subject.train), ("infer", subject.infer)):
+                elapsed = _seconds(step, device)
+                if repeat:  # the first chooses kernels and warms up
+                    seconds.setdefault((index, what), []).append(elapsed)
+    return [
+        Throughput(
+            model=subject.name,
+            parameters=sum(p.numel() for p in subject.model.parameters()),
+            batch=batch_size,
+            image=subject.images.shape[-1],
+            train=batch_size / statistics.median(seconds[index, "train"]),
+            infer=batch_size / statistics.median(seconds[index, "infer"]),
+            train_memory=subject.train_memory(),
+            infer_memory=subject.infer_memory(),
+        )
+        for index, subject in enumerate(subjects)
+    ]
+
+
+class _Subject:
+    """A model with a random batch."""
+
+    def __init__(self, name: str, batch_size: int, image_size: int | None, device: str, autocast: torch.dtype | None) -> None:
+        self.name = name
+        self.device = device
+        self.autocast = autocast
+        self.model = create(name).to(device).to(memory_format=torch.channels_last)
+        cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        side = image_size or int(cfg["input_size"][-1])
+        images = torch.randn(batch_size, 3, side, side, device=device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+
+    def train(self) -> None:
+        self.model.train()
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss = self.model(self.images).float().square().mean()
+        loss.backward()
+        self.optimizer.step()
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            self.model(self.images)
+
+    def train_memory(self) -> int:
+        return self._profile(self.model.train(), optimizer="sgd")
+
+    def infer_memory(self) -> int:
+        # A step whose forward keeps nothing and whose backward does nothing.
+        return self._profile(_Inference(self.model.eval()), loss=lambda output: output.new_zeros((), requires_grad=True))
+
+    def _profile(self, model: nn.Module, **options: Any) -> int:
+        self.optimizer.zero_grad()
+        method = "measure" if self.device == "cuda" else "predict"
+        report = profile_training(model, self.images, device=self.device, method=method, autocast=self.autocast, **options)
+        return report.peak
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device, self.autocast) if self.autocast else nullcontext()
+
+
+class _Inference(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = self.model(images)
+        return output
+
+
+def create(name: str) -> nn.Module:
+    """Make the model of ``"<timm name>"`` or ``"revbifpn_<size>:<mode>"``.
+
+    Raises:
+        ValueError: for a name that timm does not know, or a mode that there is not.
+    """
+    plain, _, mode = name.partition(":")
+    if not timm.is_model(plain):
+        raise ValueError(f"timm knows no model {plain!r}")
+    if mode and (mode not in MODES or not plain.startswith("revbifpn_")):
+        raise ValueError(f"{name!r}: only revbifpn models have modes, and these are {', '.join(MODES)}")
+    model: nn.Module = timm.create_model(plain, **MODES.get(mode, {}))
+    return model
+
+
+def _seconds(step: Callable[[], None], device: str) -> float:
+    _synchronize(device)
+    begin = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def parse_args() -> argparse.Namespace:

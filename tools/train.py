@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from revbifpn.integrations.hooks import NonFiniteLossError
-from revbifpn.integrations.image_folders import DataError
-from revbifpn.integrations.runner import (
+from revbifpn.training.hooks import NonFiniteLossError
+from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.runner import (
     ConfigError,
     add_common_arguments,
     build_runner,

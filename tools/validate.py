@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from revbifpn.integrations.classification.validate import validate
-from revbifpn.integrations.image_folders import DataError
-from revbifpn.integrations.runner import one_line
+from revbifpn.training.classification.validate import validate
+from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.runner import one_line
 from revbifpn.models.checkpoints import CheckpointError
 
 

@@ -1,7 +1,7 @@
 # Runtime of image classification: MMEngine alone, neither mmcv nor mmdet.
 _base_ = "long_training_hooks.py"
 
-custom_imports = dict(imports=["revbifpn.integrations.classification", "revbifpn.integrations.hooks"])
+custom_imports = dict(imports=["revbifpn.training.classification", "revbifpn.training.hooks"])
 default_scope = "mmengine"
 
 default_hooks = dict(

@@ -20,7 +20,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from revbifpn.models.classifier import RevBiFPN, checkpoint_filter_fn
-from revbifpn.models.published import PUBLISHED, fetch_published
+from revbifpn.models.published_weights import PUBLISHED, fetch_published
 from revbifpn.models.pyramid import Body
 from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
 from revbifpn.reversible import set_reversible

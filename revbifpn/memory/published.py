@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from revbifpn.models.published import PUBLISHED
+from revbifpn.models.published_weights import PUBLISHED
 
 #: ImageNet top-1 in percent. EfficientNet: Tan and Le, ICML 2019, table 2. ResNet-50: He et al., CVPR 2016 (torchvision's
 #: first weights). HRNet-W18-C: the authors' repository. Weights that timm trained with newer recipes are more accurate.

@@ -2,7 +2,7 @@
 
 from revbifpn.models.checkpoints import CheckpointError, convert_checkpoint, load_checkpoint, read_checkpoint
 from revbifpn.models.classifier import RevBiFPN
-from revbifpn.models.published import PUBLISHED, PublishedWeights, fetch_published
+from revbifpn.models.published_weights import PUBLISHED, PublishedWeights, fetch_published
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
 

@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from revbifpn.integrations.runner import use_checkpoint
-from tests.integrations.classification.conftest import fresh_runner, make_image_folder, write_config
+from revbifpn.training.runner import use_checkpoint
+from tests.training.classification.conftest import fresh_runner, make_image_folder, write_config
 
 from ._processes import ROOT, WORLD_SIZE, run_all
 from .test_mmengine import free_port

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from revbifpn.integrations.demo_data import DemoDataParameters, make_demo_data
+from revbifpn.datasets.demo_digits import DemoDataParameters, make_demo_data
 
 from ._processes import ROOT, WORLD_SIZE, run_all
 
@@ -40,7 +40,7 @@ class SameWeights(Hook):
 
 CONFIG = """
 _base_ = "{demo}"
-custom_imports = dict(imports=["revbifpn.integrations.mmdet", "revbifpn.integrations.hooks", "same_weights"])
+custom_imports = dict(imports=["revbifpn.integrations.mmdet", "revbifpn.training.hooks", "same_weights"])
 custom_hooks = [dict(type="NonFiniteLossHook"), dict(type="ExactResumeHook"), dict(type="SameWeights")]
 train_cfg = dict(max_iters={iterations}, val_interval=1000)
 train_dataloader = dict(batch_size=2, dataset=dict(data_root="{data}/"))

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from revbifpn import CheckpointError, RevBiFPNPyramid, convert_checkpoint, set_reversible
-from revbifpn.integrations.mmdet import RevBiFPN
+from revbifpn.integrations.mmdet import RevBiFPNBackbone
 from tests.oracle import image, reference_state_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,9 +30,9 @@ def test_registered_at_the_root_registry() -> None:
     """So MMDetection, MMSegmentation and the others find it through their parent registry."""
     from mmdet.registry import MODELS as DET_MODELS
 
-    assert MODELS.get("RevBiFPN") is RevBiFPN
+    assert MODELS.get("RevBiFPN") is RevBiFPNBackbone
     init_default_scope("mmdet")
-    assert isinstance(DET_MODELS.build(dict(type="RevBiFPN", variant="s0")), RevBiFPN)
+    assert isinstance(DET_MODELS.build(dict(type="RevBiFPN", variant="s0")), RevBiFPNBackbone)
 
 
 @pytest.mark.parametrize("name", DETECTOR_PARAMETERS)
@@ -54,7 +54,7 @@ def test_configs_build_detectors_with_the_published_parameter_counts(name: str) 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_levels_are_contiguous_and_equal_the_pyramids(channels_last: bool) -> None:
     torch.manual_seed(0)
-    backbone = RevBiFPN("s0", channels_last=channels_last).eval()
+    backbone = RevBiFPNBackbone("s0", channels_last=channels_last).eval()
     pyramid = RevBiFPNPyramid("s0").eval()
     pyramid.load_state_dict(backbone.state_dict())
     x = image(2, 64, 96)
@@ -69,7 +69,7 @@ def test_levels_are_contiguous_and_equal_the_pyramids(channels_last: bool) -> No
 def test_roi_align_on_the_backbones_outputs_equals_torchvisions(channels_last: bool) -> None:
     """mmcv's CPU RoIAlign is silently wrong on channels_last features; both values and gradients are held here."""
     torch.manual_seed(0)
-    backbone = RevBiFPN("s0", channels_last=channels_last).train()
+    backbone = RevBiFPNBackbone("s0", channels_last=channels_last).train()
     rois = torch.tensor([[0, 3.0, 5.0, 60.0, 40.0], [1, 10.0, 2.0, 33.0, 63.0], [1, 0.0, 0.0, 95.0, 63.0]])
     for level, stride in zip(backbone(image(2, 64, 96)), (4, 8, 16, 32), strict=True):
         ours, theirs = level.detach().requires_grad_(), level.detach().clone().requires_grad_()
@@ -99,7 +99,7 @@ def test_nms_on_strided_boxes_equals_torchvisions() -> None:
 
 
 def test_out_indices() -> None:
-    backbone = RevBiFPN("s0", out_indices=(1, 3)).train()
+    backbone = RevBiFPNBackbone("s0", out_indices=(1, 3)).train()
     levels = backbone(image(2, 64, 64))
     assert [level.shape[1] for level in levels] == [64, 320]
     sum(level.mean() for level in levels).backward()
@@ -112,14 +112,14 @@ def test_more_image_channels_take_rgb_checkpoints(tmp_path: Path, frozen_stages:
     path = tmp_path / "s0.pth"
     torch.save(RevBiFPNPyramid("s0").state_dict(), path)
     init_cfg = dict(type="Pretrained", checkpoint=str(path))
-    backbone = RevBiFPN("s0", in_chans=6, frozen_stages=frozen_stages, init_cfg=init_cfg).train()
+    backbone = RevBiFPNBackbone("s0", in_chans=6, frozen_stages=frozen_stages, init_cfg=init_cfg).train()
     backbone.init_weights()
     sum(level.mean() for level in backbone(torch.randn(2, 6, 64, 64))).backward()
     assert (backbone.stem.weight.grad is None) == (frozen_stages == 1)
-    rgb = RevBiFPN("s0", init_cfg=init_cfg).eval()
+    rgb = RevBiFPNBackbone("s0", init_cfg=init_cfg).eval()
     rgb.init_weights()
     x = torch.randn(1, 3, 64, 64)
-    backbone = RevBiFPN("s0", in_chans=6, init_cfg=init_cfg).eval()
+    backbone = RevBiFPNBackbone("s0", in_chans=6, init_cfg=init_cfg).eval()
     backbone.init_weights()
     with torch.no_grad():
         for a, b in zip(backbone(x.repeat(1, 2, 1, 1)), rgb(x), strict=True):
@@ -128,7 +128,7 @@ def test_more_image_channels_take_rgb_checkpoints(tmp_path: Path, frozen_stages:
 
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 5])
 def test_frozen_stages_get_no_gradient_and_move_no_statistics(frozen_stages: int) -> None:
-    backbone = RevBiFPN("s0", frozen_stages=frozen_stages).train()
+    backbone = RevBiFPNBackbone("s0", frozen_stages=frozen_stages).train()
     sum(level.mean() for level in backbone(image(2, 64, 64))).backward()
     for stage in range(5):
         for layer in backbone.stage_layers(stage):
@@ -140,7 +140,7 @@ def test_frozen_stages_get_no_gradient_and_move_no_statistics(frozen_stages: int
 
 
 def test_norm_eval_survives_train() -> None:
-    backbone = RevBiFPN("s0", norm_eval=True).train()
+    backbone = RevBiFPNBackbone("s0", norm_eval=True).train()
     assert backbone.training
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
     sum(level.mean() for level in backbone(image(2, 64, 64))).backward()
@@ -149,10 +149,10 @@ def test_norm_eval_survives_train() -> None:
 
 
 def test_modes_are_options() -> None:
-    assert not RevBiFPN("s0", reversible=False).body.reversible
-    assert RevBiFPN("s0", exact=True).body.exact_bits == 13
+    assert not RevBiFPNBackbone("s0", reversible=False).body.reversible
+    assert RevBiFPNBackbone("s0", exact=True).body.exact_bits == 13
     assert {
-        m.drop_prob for m in RevBiFPN("s0", drop_path_rate=0.5).stage_layers(4)[0].modules() if hasattr(m, "drop_prob")
+        m.drop_prob for m in RevBiFPNBackbone("s0", drop_path_rate=0.5).stage_layers(4)[0].modules() if hasattr(m, "drop_prob")
     } == {0.5}
 
 
@@ -168,7 +168,7 @@ def test_modes_are_options() -> None:
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RevBiFPN(**options)  # type: ignore[arg-type]
+        RevBiFPNBackbone(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", ["published", "own", "detector"])
@@ -180,9 +180,9 @@ def test_pretrained_checkpoint_loads_and_says_what_was_left_out(
     content = {"published": reference, "own": own, "detector": {f"backbone.{k}": v for k, v in own.items() if k[0] != "h"}}
     path = tmp_path / "checkpoint.pth"
     torch.save({"state_dict": content[layout]}, path)
-    backbone = RevBiFPN("s0", out_indices=(0, 1, 2), init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    backbone = RevBiFPNBackbone("s0", out_indices=(0, 1, 2), init_cfg=dict(type="Pretrained", checkpoint=str(path)))
     messages: list[str] = []
-    monkeypatch.setattr("revbifpn.integrations.mmdet.print_log", lambda message, **_: messages.append(message))
+    monkeypatch.setattr("revbifpn.integrations.mmdet.backbone.print_log", lambda message, **_: messages.append(message))
     backbone.init_weights()
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, own[key]), key
@@ -192,7 +192,7 @@ def test_pretrained_checkpoint_loads_and_says_what_was_left_out(
 
 def test_pretrained_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
     torch.save(RevBiFPNPyramid("s1").state_dict(), tmp_path / "s1.pth")
-    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "s1.pth")))
+    backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "s1.pth")))
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     with pytest.raises(CheckpointError, match="checkpoint of RevBiFPN-s1, the model is RevBiFPN-s0"):
         backbone.init_weights()
@@ -200,13 +200,13 @@ def test_pretrained_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> 
 
 
 def test_missing_pretrained_checkpoint_is_named() -> None:
-    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint="nowhere.pth"))
+    backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Pretrained", checkpoint="nowhere.pth"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         backbone.init_weights()
 
 
 def test_other_initialisers_of_mmengine_work() -> None:
-    backbone = RevBiFPN("s0", init_cfg=dict(type="Constant", layer="Conv2d", val=0.5))
+    backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Constant", layer="Conv2d", val=0.5))
     backbone.init_weights()
     assert (backbone.neck[0].project.conv.weight == 0.5).all()
 
@@ -214,7 +214,7 @@ def test_other_initialisers_of_mmengine_work() -> None:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_exact_mode_is_bit_identical_in_the_backbone(bf16: bool) -> None:
     torch.manual_seed(0)
-    backbone = RevBiFPN("s0", exact=True, channels_last=True, drop_path_rate=0.1).train()
+    backbone = RevBiFPNBackbone("s0", exact=True, channels_last=True, drop_path_rate=0.1).train()
     stored = set_reversible(copy.deepcopy(backbone), False)
     found = []
     for model in (backbone, stored):
@@ -261,13 +261,13 @@ def test_pretrained_loads_what_the_runner_saved(tmp_path: Path) -> None:
     """A detector's checkpoint of MMEngine holds more than weights: its message hub, for one."""
     from mmengine.logging import HistoryBuffer
 
-    trained = RevBiFPN("s0")
+    trained = RevBiFPNBackbone("s0")
     content = {
         "meta": {"epoch": 1},
         "message_hub": {"log_scalars": {"train/loss": HistoryBuffer([1.0], [1])}},
         "state_dict": {f"backbone.{key}": value for key, value in trained.state_dict().items()},
     }
     torch.save(content, tmp_path / "epoch_1.pth")
-    backbone = RevBiFPN("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "epoch_1.pth")))
+    backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "epoch_1.pth")))
     backbone.init_weights()
     assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in trained.state_dict().items())

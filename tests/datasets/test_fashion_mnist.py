@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from revbifpn.integrations.fashion_mnist import CLASSES, FILES, make_fashion_mnist, read_idx
-from revbifpn.integrations.image_folders import class_folders
+from revbifpn.datasets.fashion_mnist import CLASSES, FILES, make_fashion_mnist, read_idx
+from revbifpn.datasets.image_folders import class_folders
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,21 +2,21 @@
 
 Name this package in a config, and its parts are registered at MMEngine's root registries::
 
-    custom_imports = dict(imports=["revbifpn.integrations.classification"])
+    custom_imports = dict(imports=["revbifpn.training.classification"])
 
 Neither mmcv nor mmdet is needed.
 """
 
-from revbifpn.integrations.classification.data import (
+from revbifpn.training.classification.data import (
     ClassificationDataset,
     ImageError,
     IterableClassificationDataset,
     SeededSampler,
 )
-from revbifpn.integrations.classification.metric import TopKAccuracy
-from revbifpn.integrations.classification.model import ImageClassifier, ImagePreprocessor
-from revbifpn.integrations.classification.optim import AutocastOptimWrapper, TimmOptimWrapperConstructor
-from revbifpn.integrations.image_folders import DataError, check_class_folders
+from revbifpn.training.classification.metric import TopKAccuracy
+from revbifpn.training.classification.model import ImageClassifier, ImagePreprocessor
+from revbifpn.training.classification.optim import AutocastOptimWrapper, TimmOptimWrapperConstructor
+from revbifpn.datasets.image_folders import DataError, check_class_folders
 
 __all__ = [
     "AutocastOptimWrapper",

@@ -16,7 +16,7 @@ import torch
 
 from tests.oracle import reference_state_dict
 
-from .conftest import ROOT, write_config
+from tests.training.classification.conftest import ROOT, write_config
 
 WITHOUT_MMCV = """
 import runpy, sys

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revbifpn.integrations.classification import DataError, TopKAccuracy
-from revbifpn.integrations.classification.metric import rank_of_label
+from revbifpn.training.classification import DataError, TopKAccuracy
+from revbifpn.training.classification.metric import rank_of_label
 
 
 def make_batch(size: int = 50, classes: int = 10) -> dict[str, torch.Tensor]:

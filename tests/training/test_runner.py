@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from revbifpn.integrations.runner import check_data, load_config
+from revbifpn.training.runner import check_data, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from revbifpn.integrations.data_checks import ConfigError, check_data, is_classification, set_data_root
+from revbifpn.training.checks import ConfigError, check_data, is_classification, set_data_root
 from revbifpn.models.checkpoints import CheckpointError, check_integrity
 
 try:

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from revbifpn.integrations.throughput import MODES, create, measure_throughput
+from tools.throughput import MODES, create, measure_throughput
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from revbifpn.integrations.demo_data import PHOTOS, DemoDataParameters, _split_digits, load_photos, make_demo_data
+from revbifpn.datasets.demo_digits import PHOTOS, DemoDataParameters, _split_digits, load_photos, make_demo_data
 
 ROOT = Path(__file__).parents[2]
 SMALL = DemoDataParameters(num_train=6, num_val=4, image_size=96)
@@ -121,7 +121,7 @@ def test_predictions_are_drawn_over_the_images(tiny_config: Path, tmp_path: Path
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    from revbifpn.integrations.draw import contact_sheet, draw_predictions
+    from revbifpn.training.detection.drawing import contact_sheet, draw_predictions
 
     init_default_scope("mmdet")
     cfg = Config.fromfile(tiny_config)

@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import CosineAnnealingLR, OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from revbifpn.integrations.classification import AutocastOptimWrapper, ImageClassifier
+from revbifpn.training.classification import AutocastOptimWrapper, ImageClassifier
 
 
 def wrapper(model: nn.Module, type: str = "OptimWrapper", **optimizer: Any) -> OptimWrapper:

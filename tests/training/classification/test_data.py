@@ -16,16 +16,16 @@ import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
-from revbifpn.integrations.classification import (
+from revbifpn.training.classification import (
     ClassificationDataset,
     DataError,
     ImageError,
     IterableClassificationDataset,
     SeededSampler,
 )
-from revbifpn.integrations.classification.data import SKIPPED, DatasetEpochHook
+from revbifpn.training.classification.data import SKIPPED, DatasetEpochHook
 
-from .conftest import CLASSES, NUM_TRAIN, NUM_VAL
+from tests.training.classification.conftest import CLASSES, NUM_TRAIN, NUM_VAL
 
 SIZE = 32
 
@@ -109,7 +109,7 @@ def test_image_that_cannot_be_decoded_stops_by_name(broken: Path, split: str) ->
 
 def test_skipping_in_training_takes_the_next_image_and_names_it_once(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("revbifpn.integrations.classification.data.print_log", lambda message, **_: said.append(message))
+    monkeypatch.setattr("revbifpn.training.classification.data.print_log", lambda message, **_: said.append(message))
     data = dataset(broken, on_error="skip")
     bad = NUM_TRAIN + 1
     for _ in range(2):

@@ -10,11 +10,11 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
-import revbifpn.integrations.classification
-import revbifpn.integrations.hooks  # noqa: F401
+import revbifpn.training.classification
+import revbifpn.training.hooks  # noqa: F401
 from revbifpn.models.variants import VARIANTS
 
-from .conftest import ROOT
+from tests.training.classification.conftest import ROOT
 
 IN1K = sorted((ROOT / "configs/imagenet").glob("*.py"))
 OTHERS = sorted([*(ROOT / "configs/finetune").glob("*.py"), *(ROOT / "configs/fashion_mnist").glob("*.py")])

@@ -1,10 +1,4 @@
-"""RevBiFPN as a backbone for MMDetection and every other OpenMMLab package.
-
-Name this module in a config, and ``type='RevBiFPN'`` is there (it is registered at MMEngine's root registry)::
-
-    custom_imports = dict(imports=["revbifpn.integrations.mmdet"])
-    model = dict(backbone=dict(type="RevBiFPN", variant="s0"))
-"""
+"""The backbone of a detector: RevBiFPN's body and neck, with what MMDetection asks of a backbone."""
 
 from __future__ import annotations
 
@@ -33,8 +27,8 @@ except ImportError as error:
     ) from error
 
 
-@MODELS.register_module()
-class RevBiFPN(RevBiFPNPyramid, BaseModule):
+@MODELS.register_module("RevBiFPN")
+class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
     """RevBiFPN's body and neck as a detector's backbone.
 
     Image sides must be multiples of 32: set ``pad_size_divisor=32`` in the detector's data preprocessor. The levels are
@@ -101,7 +95,7 @@ class RevBiFPN(RevBiFPNPyramid, BaseModule):
         streams = self.forward_body(image)
         return tuple(self.run(self.neck[i], streams[i]).contiguous() for i in self.out_indices)
 
-    def train(self, mode: bool = True) -> RevBiFPN:
+    def train(self, mode: bool = True) -> RevBiFPNBackbone:
         """Switch to training mode, except norms that ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
         super().train(mode)
         self._freeze()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from revbifpn.integrations.image_folders import DataError, check_class_folders, class_folders
+from revbifpn.datasets.image_folders import DataError, check_class_folders, class_folders
 
 
 def test_good_folders_pass(image_folder: Path) -> None:

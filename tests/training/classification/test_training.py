@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from revbifpn import CheckpointError
-from revbifpn.integrations.runner import check_data, resume_from, use_amp
+from revbifpn.training.runner import check_data, resume_from, use_amp
 
-from .conftest import MakeConfig, fresh_runner
+from tests.training.classification.conftest import MakeConfig, fresh_runner
 
 
 def train(cfg: Config) -> Runner:

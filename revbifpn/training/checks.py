@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.data.dataset_factory import _search_split
 
-from revbifpn.integrations.image_folders import check_class_folders
+from revbifpn.datasets.image_folders import check_class_folders
 
 _CLASSIFICATION = ("ClassificationDataset", "IterableClassificationDataset")
 

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from PIL import Image
 
-from revbifpn.integrations.runner import build_runner
+from revbifpn.training.runner import build_runner
 
 ROOT = Path(__file__).parents[3]
 CLASSES = {"blue": (30, 40, 200), "green": (20, 190, 40), "red": (210, 30, 30)}

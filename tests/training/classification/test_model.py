@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
 from revbifpn import CheckpointError
-from revbifpn.integrations.classification import ImageClassifier, ImagePreprocessor
+from revbifpn.training.classification import ImageClassifier, ImagePreprocessor
 
 
 def classifier(name: str = "test_resnet", num_classes: int = 3, **options: Any) -> ImageClassifier:
@@ -100,7 +100,7 @@ class TestCheckpoint:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said: list[str] = []
-        monkeypatch.setattr("revbifpn.integrations.classification.model.print_log", lambda message, **_: said.append(message))
+        monkeypatch.setattr("revbifpn.training.classification.model.print_log", lambda message, **_: said.append(message))
         state = torch.load(path)
         model = classifier(checkpoint=str(path))
         assert f"{path} has 5 classes, the model 3: the classifier is a fresh one" in said

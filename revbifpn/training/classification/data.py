@@ -26,7 +26,7 @@ from timm.data.dataset_factory import _search_split
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, IterableDataset
 
-from revbifpn.integrations.image_folders import DataError
+from revbifpn.datasets.image_folders import DataError
 
 SKIPPED = -1  # label of a validation sample that could not be decoded
 _MOST_SKIPPED_IN_A_ROW = 10

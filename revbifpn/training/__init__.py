@@ -1,0 +1,1 @@
+"""Training with MMEngine's Runner: configs, hooks, classification, detection."""

@@ -1,0 +1,1 @@
+"""Detection: what there is beside MMDetection."""
