@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from revbifpn.datasets.image_folders import DataError
+from revbifpn.models.checkpoints import CheckpointError
 from revbifpn.training.runner import (
     ConfigError,
     add_common_arguments,
@@ -17,7 +18,6 @@ from revbifpn.training.runner import (
     one_line,
     use_checkpoint,
 )
-from revbifpn.models.checkpoints import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:

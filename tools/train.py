@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 
-from revbifpn.training.hooks import NonFiniteLossError
 from revbifpn.datasets.image_folders import DataError
+from revbifpn.models.checkpoints import CheckpointError
+from revbifpn.training.hooks import NonFiniteLossError
 from revbifpn.training.runner import (
     ConfigError,
     add_common_arguments,
@@ -18,7 +19,6 @@ from revbifpn.training.runner import (
     resume_from,
     use_amp,
 )
-from revbifpn.models.checkpoints import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:

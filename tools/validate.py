@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from revbifpn.training.classification.validate import validate
 from revbifpn.datasets.image_folders import DataError
-from revbifpn.training.runner import one_line
 from revbifpn.models.checkpoints import CheckpointError
+from revbifpn.training.classification.validate import validate
+from revbifpn.training.runner import one_line
 
 
 def parse_args() -> argparse.Namespace:

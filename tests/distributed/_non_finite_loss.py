@@ -13,7 +13,6 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from revbifpn.training.hooks import _average_gradients
-
 from tests.training.test_non_finite_loss import COUNT, STEPS, TOLERANCE, Regression, batches, expected, sgd, spoil, train
 
 

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from revbifpn import CheckpointError
-from revbifpn.training.runner import resume_from
 from revbifpn.models.checkpoints import check_integrity
+from revbifpn.training.runner import resume_from
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -110,18 +111,15 @@ def test_without_accumulation_a_skipped_step_is_none() -> None:
 
 
 def test_accumulation_in_a_wrapper_whose_gradients_are_out_of_reach_is_refused() -> None:
-    from mmengine.model import is_model_wrapper
-    from mmengine.registry import MODEL_WRAPPERS
-
     @MODEL_WRAPPERS.register_module(force=True)
     class Sharded(nn.Module):
         pass
 
     model = Sharded()
     assert is_model_wrapper(model)
+    runner: Any = SimpleNamespace(model=model, optim_wrapper=OptimWrapper(sgd(Regression()), accumulative_counts=2))
     with pytest.raises(ValueError, match="works in one process and with DDP, not with Sharded: use action 'stop', or accumul"):
-        wrapper = OptimWrapper(sgd(Regression()), accumulative_counts=2)
-        NonFiniteLossHook("skip").before_train(SimpleNamespace(model=model, optim_wrapper=wrapper))  # type: ignore[arg-type]
+        NonFiniteLossHook("skip").before_train(runner)
 
 
 def runner_with_bad_step(config: Path, work_dir: Path, action: str, bad_steps: tuple[int, ...]) -> Runner:
