@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from revbifpn.models.checkpoints import check_state_dict
+from revbifpn.training.errors import NonFiniteLossError
 
 try:
     import mmengine.dist as dist
@@ -147,10 +148,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-
-
-class NonFiniteLossError(RuntimeError):
-    """The training loss was NaN or infinite."""
 
 
 @HOOKS.register_module()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from revbifpn import CheckpointError
 from revbifpn.models.checkpoints import check_integrity
-from revbifpn.training.runner import resume_from
+from revbifpn.training.checkpoints import resume_from
 
 ROOT = Path(__file__).parents[2]
 

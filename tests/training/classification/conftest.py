@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ def make_image_folder(folder: Path, num_train: int = NUM_TRAIN, num_val: int = N
                 pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _unpickling() -> Iterator[None]:
-    """The tools forbid free unpickling for their process; the tests after read checkpoints that they made themselves."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    yield
-    if before is None:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,25 @@ def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
-def refusal(monkeypatch: pytest.MonkeyPatch, tool: str, *arguments: object) -> str:
-    """What a tool says on its way out; run in this process, since starting one takes seconds."""
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-    assert isinstance(stop.value.code, str)  # Python prints it on stderr, without a traceback; the exit status is 1
-    return stop.value.code
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2.
+
+    It runs in this process, since starting one takes seconds.
+    """
+
+    def run_tool(tool: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+        assert stop.value.code == 2
+        return capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+
+    return run_tool
 
 
 @pytest.fixture
@@ -68,17 +81,17 @@ def test_train_then_test_without_mmcv(config: Path, tmp_path: Path) -> None:
         assert f"accuracy/{name}: {value}" in reported
 
     other = run("train.py", config, "--resume", "--cfg-options", "model.name=test_efficientnet")
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "epoch_1.pth of --resume does not fit the model" in other.stderr
     assert "Traceback" not in other.stderr
     assert "Epoch(train)" not in other.stdout
 
 
 def test_faults_are_named_before_the_first_step(
-    config: Path, weights: Path, own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, weights: Path, own_folder: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     def refused(*arguments: object, tool: str = "train.py") -> str:
-        return refusal(monkeypatch, tool, config, *arguments)
+        return refusal(tool, config, *arguments)
 
     said = refused("--data", tmp_path / "nowhere")
     assert said.startswith("train: data set of train_dataloader not found: ")
@@ -103,20 +116,18 @@ def test_faults_are_named_before_the_first_step(
     assert not list((tmp_path / "work").glob("*/vis_data/scalars.json"))
 
 
-def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     detector = tmp_path / "detector.py"
     detector.write_text('model = dict(type="MaskRCNN")\noptim_wrapper = dict(type="OptimWrapper")\n')
-    assert "--amp needs a GPU to train a detector" in refusal(monkeypatch, "train.py", detector, "--amp")
-    assert "--data is for classification" in refusal(monkeypatch, "train.py", detector, "--data", tmp_path)
+    assert "--amp needs a GPU to train a detector" in refusal("train.py", detector, "--amp")
+    assert "--data is for classification" in refusal("train.py", detector, "--data", tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_image_ends_the_training_by_name(
-    config: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_broken_image_ends_the_training_by_name(config: Path, own_folder: Path, refusal: Refusal, workers: int) -> None:
     (own_folder / "train/red/2.png").write_bytes(b"broken")
-    said = refusal(monkeypatch, "train.py", config, "--cfg-options", f"train_dataloader.num_workers={workers}")
+    said = refusal("train.py", config, "--cfg-options", f"train_dataloader.num_workers={workers}")
     assert said.startswith(f"train: image {own_folder}/train/red/2.png (index 10) cannot be decoded")
     assert "on_error='skip'" in said
     assert "Traceback" not in said
@@ -149,12 +160,12 @@ def test_validate_prints_accuracy_and_file(
 
 
 def test_validate_names_what_is_wrong(
-    tmp_path: Path, weights: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
     def refused(*arguments: object) -> str:
-        return refusal(monkeypatch, "validate.py", "--data", image_folder, "--checkpoint", *arguments)
+        return refusal("validate.py", "--data", image_folder, "--checkpoint", *arguments)
 
     assert "none.pth.tar" in refused("none.pth.tar")
     assert "has 3 classes, the model 1000" in refused(weights)
