@@ -193,7 +193,7 @@ def _explain(cfg: Config, error: Exception) -> str | None:
     if isinstance(error, TypeError):
         if match := _UNKNOWN_ARGUMENT.search(text):
             owner, name = match["function"].removesuffix(".__init__"), match["name"]
-            keys = [*_keys(cfg, name, owner=owner), *_keys(cfg, name)] or [name]
+            keys = list(_keys(cfg, name, owner=owner)) or list(_keys(cfg, name)) or [name]
             return f"{_place(cfg, keys)}: {owner} takes no such argument"
         for name in (loader.get("collate_fn", {}).get("type") for loader in map(cfg.get, LOADERS) if loader):
             if isinstance(name, str) and FUNCTIONS.get(name) is None:  # MMEngine goes on with None for it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ CLASSES = {"blue": (30, 40, 200), "green": (20, 190, 40), "red": (210, 30, 30)}
 NUM_TRAIN, NUM_VAL = 4, 3  # images of each class
 
 MakeConfig = Callable[..., Config]
+Refusal = Callable[..., str]
 
 
 def make_image_folder(folder: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Path:
@@ -135,3 +138,21 @@ def make_config(image_folder: Path, tmp_path: Path) -> MakeConfig:
         return cfg
 
     return make
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2.
+
+    It runs in this process, since starting one takes seconds.
+    """
+
+    def run_tool(tool: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+        assert stop.value.code == 2
+        return capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+
+    return run_tool

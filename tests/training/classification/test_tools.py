@@ -8,51 +8,29 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
+from revbifpn.models.published_weights import PUBLISHED
 from tests.oracle import reference_state_dict
-from tests.training.classification.conftest import ROOT, write_config
+from tests.training.classification.conftest import ROOT, Refusal, write_config
 
 WITHOUT_MMCV = """
 import runpy, sys
 sys.modules["mmcv"] = sys.modules["mmdet"] = None  # importing them fails
-sys.path.insert(0, "tools")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a tool in a process in which mmcv and mmdet cannot be imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WITHOUT_MMCV, str(ROOT / "tools" / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-
-
-Refusal = Callable[..., str]
-
-
-@pytest.fixture
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2.
-
-    It runs in this process, since starting one takes seconds.
-    """
-
-    def run_tool(tool: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-        assert stop.value.code == 2
-        return capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
-
-    return run_tool
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
 
 
 @pytest.fixture
@@ -131,6 +109,48 @@ def test_broken_image_ends_the_training_by_name(config: Path, own_folder: Path, 
     assert said.startswith(f"train: image {own_folder}/train/red/2.png (index 10) cannot be decoded")
     assert "on_error='skip'" in said
     assert "Traceback" not in said
+
+
+class TestFineTuning:
+    """``train.py configs/finetune/... --data FOLDER`` and a file of weights: nothing else has to be given."""
+
+    CONFIG = ROOT / "configs/finetune/revbifpn-s0_finetune.py"
+    # On a CPU in seconds.
+    SMALL = (
+        "--cfg-options",
+        "train_cfg.max_epochs=1",
+        *(
+            f"{loader}_dataloader.{option}"
+            for loader in ("train", "val")
+            for option in ("num_workers=0", "persistent_workers=False")
+        ),
+        "train_dataloader.dataset.transform.input_size=64",
+        "val_dataloader.dataset.transform.input_size=64",
+    )
+
+    def test_missing_weights_come_with_address_sha256_and_options(self, image_folder: Path, refusal: Refusal) -> None:
+        said = refusal("train.py", self.CONFIG, "--data", image_folder)
+        published = PUBLISHED["s0"]
+        assert said == (
+            "train: checkpoint not found: revbifpn_s0.pth.tar, the weights to begin with. It is published at "
+            f"{published.url} (sha256 {published.sha256}). Put it there, or name another place with --cfg-options "
+            "model.checkpoint=FILE; --from-scratch begins without weights"
+        )
+
+    def test_with_weights(self, image_folder: Path, tmp_path: Path) -> None:
+        torch.save(reference_state_dict("revbifpn_s0"), tmp_path / "revbifpn_s0.pth.tar")
+        done = run("train.py", self.CONFIG, "--data", image_folder, *self.SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "revbifpn_s0.pth.tar has 1000 classes, the model 3: the classifier is a fresh one" in done.stdout + done.stderr
+        state = torch.load(tmp_path / "work_dirs/revbifpn-s0_finetune/epoch_1.pth", weights_only=False)["state_dict"]
+        assert state["backbone.head.fc.weight"].shape == (3, 1280)
+
+    def test_from_scratch(self, image_folder: Path, tmp_path: Path) -> None:
+        done = run("train.py", self.CONFIG, "--data", image_folder, "--from-scratch", *self.SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        state = torch.load(tmp_path / "work_dirs/revbifpn-s0_finetune/epoch_1.pth", weights_only=False)["state_dict"]
+        norms = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+        assert norms == {1}  # twelve images, one step: the norms learn their statistics
 
 
 def test_validate_prints_accuracy_and_file(
