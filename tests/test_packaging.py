@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and what a user can do with it without a clone. It needs no network, and leaves the clone alone."""
+"""The wheel: what is in it, and what can be done with it without a clone; no network is needed, the clone is left alone."""
 
 from __future__ import annotations
 
