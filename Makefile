@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint timm-tests format clean
+.PHONY: help setup demo test lint timm-tests format wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 18
@@ -34,5 +34,8 @@ format: $(READY) ## rewrite the code as ruff formats it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+wheel: $(READY) ## build the wheel into dist/, with configs and model index inside
+	$(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist
+
 clean: ## remove what the demo and the tools wrote (not .venv)
-	rm -rf work_dirs data/demo_digits .pytest_cache .mypy_cache .ruff_cache
+	rm -rf work_dirs data/demo_digits build dist .pytest_cache .mypy_cache .ruff_cache

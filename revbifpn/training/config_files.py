@@ -155,7 +155,7 @@ def _reason(error: BaseException) -> str:
         while isinstance(cause := error.__cause__ or error.__context__, ImportError):  # MMEngine's hide what failed
             error = cause
         if "mmdet" in str(error):
-            return f"{error}: for detection pip install 'revbifpn[mmdet]', and see its tools/setup.sh for mmcv's operators"
+            return f"{error}: pip install 'revbifpn[mmdet]', and compile mmcv's operators as tools/setup.sh does"
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
