@@ -1,7 +1,7 @@
 """RevBiFPN for image classification, with the methods that every timm model answers."""
 
 # No postponed annotations here: torch.fx copies those of forward into its graphs, where TorchScript reads them as types.
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +17,7 @@ from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.sequential import Exact
 
 #: Kinds of global pooling: timm's, and "" for none.
 POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -113,7 +114,7 @@ class RevBiFPN(RevBiFPNPyramid):
         drop_path_rate: float | None = None,
         global_pool: str = "avg",
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -157,8 +158,9 @@ class RevBiFPN(RevBiFPNPyramid):
         """(N, in_chans, H, W) -> the kept levels, finest first (what :class:`.RevBiFPNPyramid` returns)."""
         return super().forward(image)
 
-    def forward_neck(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(self._level(streams, level) for level in self.kept_levels)
+    def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        outputs = super().forward_levels(image, levels)
+        return tuple(self.levels[level](output) for level, output in zip(levels, outputs, strict=True))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, h, w) -> (N, num_classes); pooled features, (N, head_hidden_size), if ``pre_logits``.
@@ -171,9 +173,6 @@ class RevBiFPN(RevBiFPNPyramid):
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """(N, in_chans, H, W) -> logits, (N, num_classes)."""
         return self.forward_head(self.forward_features(image))
-
-    def _level(self, streams: tuple[Tensor, ...], level: int) -> Tensor:
-        return self.levels[level](self.run(self.neck[level], streams[level]))
 
     def _fold(self, levels: tuple[Tensor, ...]) -> Tensor:
         return self.head.fold(levels, self.run) if len(self.head.steps) else levels[-1]
@@ -208,10 +207,9 @@ class RevBiFPN(RevBiFPNPyramid):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take = self._take(indices)
-        streams = self.forward_body(x)
         if intermediates_only:
-            return [self._level(streams, level) for level in take]
-        levels = self.forward_neck(streams)
+            return list(self.forward_levels(x, take))
+        levels = self.forward_pyramid(x)
         return self._fold(levels), [levels[self.kept_levels.index(level)] for level in take]
 
     def _take(self, indices: int | list[int] | tuple[int, ...] | None) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,9 +13,10 @@ from torch.fx import Proxy
 from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
 from revbifpn.models.checkpoints import convert_checkpoint, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
-from revbifpn.reversible import RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
+from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
-from revbifpn.reversible.layers import Streams
+from revbifpn.reversible.sequential import Exact
+from revbifpn.reversible.streams import Streams
 
 NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
 
@@ -31,21 +32,21 @@ class Body(ReversibleSequential):
     """
 
     def __init__(
-        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: bool, exact_bits: int
+        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: Exact, exact_bits: int
     ) -> None:
         layers = _body_layers(variant, drop_path_rate)
         super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
         self.in_chans = in_chans
         self.slots = variant.stem_channels
 
-    def forward(self, *streams: Tensor) -> Streams:  # type: ignore[override]
+    def forward(self, *streams: Tensor, readout: ReadOut | None = None) -> Streams:  # type: ignore[override]
         (image,) = streams
         if isinstance(image, Proxy):
             raise TypeError(
                 "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
                 "with a tracer that has revbifpn.models.pyramid.Body among its leaf modules"
             )
-        return super().forward(repeat_channels(image, self.slots))
+        return super().forward(repeat_channels(image, self.slots), readout=readout)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
@@ -63,7 +64,7 @@ class RevBiFPNPyramid(nn.Module):
         in_chans: image channels.
         drop_path_rate: stochastic depth rate of the last stage, rising linearly from the first; None for the variant's.
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
-        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`).
+        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does where half precision is at work.
         exact_bits: fractional bits of the exact mode's grid.
 
     Attributes:
@@ -79,7 +80,7 @@ class RevBiFPNPyramid(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float | None = None,
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
     ) -> None:
         super().__init__()
@@ -97,6 +98,7 @@ class RevBiFPNPyramid(nn.Module):
             MBConv(c, out, kernel=5, expand=spec.neck_expand, se_ratio=spec.neck_se_ratio)
             for c, out, spec in zip(self.variant.channels, self.variant.neck_channels, STREAMS, strict=True)
         )
+        self._readouts: dict[tuple[int, ...], ReadOut] = {}
         self.apply(init_weights)
 
     def stage_layers(self, stage: int) -> list[nn.Module]:
@@ -113,13 +115,24 @@ class RevBiFPNPyramid(nn.Module):
         streams = self.body(self.stem(image))
         return tuple(streams[i] for i in range(len(STRIDES)))
 
-    def forward_neck(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The body's streams -> the pyramid's kept levels, with ``variant.neck_channels``."""
-        return tuple(self.run(self.neck[i], streams[i]) for i in self.kept_levels)
+    def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        """(N, in_chans, H, W) -> the chosen ``levels``, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        if isinstance(image, Proxy):
+            streams = self.forward_body(image)
+            return tuple(self.neck[level](streams[level]) for level in levels)
+        self._check_image(image)
+        outputs: tuple[Tensor, ...] = self.body(self.stem(image), readout=self._readout(tuple(levels)))
+        return outputs
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_chans, H, W) -> four levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
-        return self.forward_neck(self.forward_body(image))
+        """(N, in_chans, H, W) -> the kept levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        return self.forward_levels(image, self.kept_levels)
+
+    def _readout(self, levels: tuple[int, ...]) -> ReadOut:
+        """The neck of some levels, as the end of the body's pass."""
+        if levels not in self._readouts:
+            self._readouts[levels] = ReadOut([(level, self.neck[level]) for level in levels], len(STRIDES))
+        return self._readouts[levels]
 
     def keep_levels(self, levels: Iterable[int]) -> None:
         """Drop what only serves other levels: their neck, and the edges of the last silo that lead to nothing kept.
@@ -142,13 +155,14 @@ class RevBiFPNPyramid(nn.Module):
         _drop_edges(silo.up, lambda target: target in kept)
         _drop_edges(silo.down, lambda target: target >= kept[0])
         self.kept_levels = tuple(kept)
+        self._readouts.clear()
 
     def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        """Run a module that is not reversible, without keeping its inner activations in reversible mode."""
-        # torch.fx has no values yet, so nothing to keep: its graph runs the module as it is.
-        plain = not self.reversible or isinstance(inputs[0], Proxy)
-        output: Tensor = module(*inputs) if plain else recompute(module, *inputs)
-        return output
+        """Run a module that is not reversible, keeping as little of it as the mode asks for."""
+        if isinstance(inputs[0], Proxy):  # torch.fx has no values yet, so nothing to keep
+            output: Tensor = module(*inputs)
+            return output
+        return recompute(module, *inputs, store=not self.reversible, exact=self.body.is_exact(inputs[0]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the published key layout too, wherever a state dict is loaded from."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from revbifpn.training.checks import ConfigError, check_data, is_classification, set_data_root
 from revbifpn.models.checkpoints import CheckpointError, check_integrity
+from revbifpn.training.checks import ConfigError, check_data, is_classification, set_data_root
 
 try:
     from mmengine.config import Config, DictAction

@@ -16,9 +16,9 @@ from mmengine.config import Config
 from torch import Tensor
 
 from revbifpn import CheckpointError
+from revbifpn.models.checkpoints import check_integrity
 from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook
 from revbifpn.training.runner import build_runner, resume_from
-from revbifpn.models.checkpoints import check_integrity
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,6 +14,7 @@ from revbifpn.models.checkpoints import adapt_stem, check_state_dict, read_check
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STRIDES, Variant
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.sequential import Exact
 
 try:
     from mmengine.logging import print_log
@@ -62,7 +63,7 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         channels_last: bool = False,
         drop_path_rate: float | None = None,
@@ -92,8 +93,7 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         """(N, in_chans, H, W) -> the levels of ``out_indices``, contiguous, level i of stride 4 * 2 ** i."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        streams = self.forward_body(image)
-        return tuple(self.run(self.neck[i], streams[i]).contiguous() for i in self.out_indices)
+        return tuple(level.contiguous() for level in self.forward_levels(image, self.out_indices))
 
     def train(self, mode: bool = True) -> RevBiFPNBackbone:
         """Switch to training mode, except norms that ``frozen_stages`` and ``norm_eval`` hold in eval mode."""

@@ -12,9 +12,9 @@ from mmengine.config import Config
 from timm.data import resolve_data_config
 
 import revbifpn  # noqa: F401  (registers the timm models)
-from revbifpn.training.runner import build_runner, check_data
 from revbifpn.models.checkpoints import check_integrity
 from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.training.runner import build_runner, check_data
 
 
 @dataclass(frozen=True)

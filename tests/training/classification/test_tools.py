@@ -15,7 +15,6 @@ import timm
 import torch
 
 from tests.oracle import reference_state_dict
-
 from tests.training.classification.conftest import ROOT, write_config
 
 WITHOUT_MMCV = """

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from revbifpn import CheckpointError
 from revbifpn.training.runner import check_data, resume_from, use_amp
-
 from tests.training.classification.conftest import MakeConfig, fresh_runner
 
 
