@@ -1,7 +1,6 @@
 """RevBiFPN for image classification, with the methods that every timm model answers."""
 
 # No postponed annotations here: torch.fx copies those of forward into its graphs, where TorchScript reads them as types.
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +11,6 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
-from revbifpn.models.checkpoints import adapt_stem, convert_checkpoint
 from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
@@ -281,8 +279,3 @@ class RevBiFPN(RevBiFPNPyramid):
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Published or own key layout -> the model's, with a stem for its image channels (timm's name, beside the class)."""
-    return adapt_stem(convert_checkpoint(state_dict), model)

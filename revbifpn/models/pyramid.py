@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
-from revbifpn.models.checkpoints import convert_checkpoint, is_published_layout
+from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
 from revbifpn.reversible import RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
@@ -149,6 +149,23 @@ class RevBiFPNPyramid(nn.Module):
         plain = not self.reversible or isinstance(inputs[0], Proxy)
         output: Tensor = module(*inputs) if plain else recompute(module, *inputs)
         return output
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, allow_non_finite: bool = False
+    ) -> Any:
+        """torch's, for other key layouts and stems too; if ``strict``, nothing is loaded unless everything fits.
+
+        timm's ``checkpoint_path`` ends here, so this is a part of the path in :mod:`revbifpn.models.checkpoints`.
+
+        Args:
+            allow_non_finite: take weights that are NaN or infinite too, where ``strict`` would refuse them.
+
+        Raises:
+            CheckpointError: if ``strict``, see :func:`.fit`.
+        """
+        if strict and not isinstance(state_dict, Fitted):
+            state_dict = fit(state_dict, self, "the state dict", allow_non_finite=allow_non_finite)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the published key layout too, wherever a state dict is loaded from."""

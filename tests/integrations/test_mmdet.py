@@ -98,15 +98,6 @@ def test_nms_on_strided_boxes_equals_torchvisions() -> None:
     assert torch.equal(ours, torchvision.ops.batched_nms(boxes, scores, labels, 0.5))
 
 
-def test_out_indices() -> None:
-    backbone = RevBiFPNBackbone("s0", out_indices=(1, 3)).train()
-    levels = backbone(image(2, 64, 64))
-    assert [level.shape[1] for level in levels] == [64, 320]
-    sum(level.mean() for level in levels).backward()
-    assert all(grads(backbone.neck))
-    assert len(list(backbone.neck[0].parameters())) == 0
-
-
 @pytest.mark.parametrize("frozen_stages", [0, 1])
 def test_more_image_channels_take_rgb_checkpoints(tmp_path: Path, frozen_stages: int) -> None:
     path = tmp_path / "s0.pth"
@@ -197,6 +188,27 @@ def test_pretrained_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="checkpoint of RevBiFPN-s1, the model is RevBiFPN-s0"):
         backbone.init_weights()
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_options_of_pretrained(tmp_path: Path) -> None:
+    """Averaged or raw weights, a prefix, and values that are not finite."""
+    raw, averaged = (RevBiFPNPyramid("s0").state_dict() for _ in range(2))
+    raw["neck.0.project.norm.bias"][3] = float("inf")
+    path = tmp_path / "timm.pth"
+    content = {"state_dict": raw, "state_dict_ema": {f"model.backbone.{key}": value for key, value in averaged.items()}}
+    torch.save(content, path)
+
+    def init(**options: object) -> dict[str, torch.Tensor]:
+        backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Pretrained", checkpoint=str(path), **options))
+        backbone.init_weights()
+        return backbone.state_dict()
+
+    assert all(torch.equal(value, averaged[key]) for key, value in init(prefix="model.backbone").items())
+    with pytest.raises(CheckpointError, match="timm.pth has values that are NaN or infinite, in 1 tensors: neck.0.project"):
+        init(ema=False)
+    assert all(torch.equal(value, raw[key]) for key, value in init(ema=False, allow_non_finite=True).items())
+    with pytest.raises(ValueError, match="init_cfg of type 'Pretrained' has no emma, but allow_non_finite, ema,"):
+        init(emma=False)
 
 
 def test_missing_pretrained_checkpoint_is_named() -> None:
