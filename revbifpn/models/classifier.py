@@ -10,6 +10,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
 from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
@@ -35,7 +36,7 @@ class ClassificationHead(nn.Module):
             for fine, coarse, spec in zip(channels, channels[1:], STREAMS, strict=False)
         )
         self.final: nn.Module = ConvNormAct(channels[-1], variant.fc_features)
-        self.drop_rate = drop_rate
+        self.drop_rate = check_rate("drop_rate", drop_rate)
         self.apply(init_weights)
         self.reset(variant.fc_features, num_classes, global_pool)
 
@@ -50,8 +51,9 @@ class ClassificationHead(nn.Module):
         """Replace pooling and linear layer by fresh ones for ``features`` channels.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
+        check_count("num_classes", num_classes, 0)
         if global_pool not in POOLS:
             known = ", ".join(map(repr, POOLS))
             raise ValueError(f"global_pool must be one of {known} ('' for none), got {global_pool!r}")
@@ -94,6 +96,9 @@ class RevBiFPN(RevBiFPNPyramid):
         global_pool: one of :data:`POOLS`; ``""`` for unpooled features.
         reversible, exact, exact_bits: see :class:`.RevBiFPNPyramid`.
         device, dtype: where and as what parameters and buffers are made; None for torch's defaults.
+
+    Raises:
+        ValueError: for a number or rate out of its range, or an unknown kind of pooling.
 
     Attributes:
         num_features: channels of :meth:`forward_features`.
@@ -255,7 +260,7 @@ class RevBiFPN(RevBiFPNPyramid):
         """Replace the linear layer by a fresh one for ``num_classes`` (0: none), and the pooling if one is named.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
         like = next(self.parameters())
         pool = self.global_pool if global_pool is None else global_pool

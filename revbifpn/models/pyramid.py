@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
 from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
@@ -70,7 +71,7 @@ class RevBiFPNPyramid(nn.Module):
         kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
 
     Raises:
-        ValueError: for an unknown variant, or no image channels.
+        ValueError: for an unknown variant, no image channels, or a rate outside of 0 <= rate < 1.
     """
 
     def __init__(
@@ -84,12 +85,10 @@ class RevBiFPNPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
-        if in_chans < 1:
-            raise ValueError(f"RevBiFPN-{self.variant.name} needs at least one image channel, got {in_chans=}")
-        self.in_chans = in_chans
+        self.in_chans = check_count("in_chans", in_chans, 1)
         self.reversible = reversible
         self.kept_levels = tuple(range(len(STRIDES)))
-        rate = self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rate = check_rate("drop_path_rate", self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate)
         slots = self.variant.stem_channels
         self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
         self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
@@ -107,7 +106,7 @@ class RevBiFPNPyramid(nn.Module):
         """(N, in_chans, H, W) -> the four streams, stream i of shape (N, variant.channels[i], H / stride, W / stride).
 
         Raises:
-            ValueError: if the image has another number of channels, or sides that are no multiples of 32.
+            ValueError: if the image has another number of channels, sides that are no multiples of 32, or integers.
         """
         self._check_image(image)
         streams = self.body(self.stem(image))
@@ -183,6 +182,11 @@ class RevBiFPNPyramid(nn.Module):
             raise ValueError(
                 f"{name}: expected an image batch of shape (N, {self.in_chans}, H, W), got {tuple(image.shape)}; "
                 "the number of channels is set by in_chans"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"{name}: image must hold floating-point numbers, normalized as in training, got {image.dtype}: for pixels of "
+                "0..255 that is (image / 255 - mean) / std"
             )
         # While exporting, sides may be symbols; the exporter then keeps the constraint itself.
         h, w = image.shape[-2:]
