@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from revbifpn.models.checkpoints import load_weights
@@ -36,8 +36,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
     Args:
         variant: ``"s0"`` to ``"s6"``.
         in_chans: image channels.
-        out_indices: levels to return; 0 has stride 4, 3 has stride 32. All of the body and the neck is computed anyway,
-            except the neck of levels that are left out.
+        out_indices: levels to return; 0 has stride 4, 3 has stride 32. What only serves other levels is left out: their neck,
+            and the last silo's edges that lead to nothing else.
         frozen_stages: freeze the first so many stages (RevBlocks and silo; no gradients, their norms in eval mode);
             -1 or 0 freeze nothing. With the first stage goes the stem, where ``in_chans`` gives it weights.
         norm_eval: keep all norms in eval mode while training.
@@ -82,10 +82,9 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.channels_last = channels_last
-        for level in range(len(STRIDES)):
-            if level not in self.out_indices:  # no weights that would never get a gradient
-                self.neck[level] = nn.Identity()
-        self._pruned = tuple(f"neck.{level}." for level in range(len(STRIDES)) if level not in self.out_indices)
+        whole = self.state_dict().keys()
+        self.keep_levels(self.out_indices)  # no weights that would never get a gradient
+        self._pruned = tuple(whole - self.state_dict().keys())
         self._freeze()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
