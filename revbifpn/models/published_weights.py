@@ -34,3 +34,13 @@ PUBLISHED = {
         ("s6", 84.2, "31f355d5fb54610ad9051d08d0ec10bb0d33f40c0936352cb863b9f9a3d4fa09"),
     )
 }
+
+
+def published_at(address: str) -> PublishedWeights | None:
+    """The published file of an address; None where it is none."""
+    return next((weights for weights in PUBLISHED.values() if weights.url == address), None)
+
+
+def published_as(name: str) -> PublishedWeights | None:
+    """The published file of a name, such as ``"revbifpn_s0.pth.tar"``; None where there is none."""
+    return next((weights for weights in PUBLISHED.values() if weights.url.endswith(f"/{name}")), None)

@@ -14,7 +14,7 @@ import torch
 
 from revbifpn.models.checkpoints.errors import CheckpointError
 from revbifpn.models.checkpoints.files import check_integrity, sha256_of
-from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.models.published_weights import PUBLISHED, published_as, published_at
 
 _DATE = re.compile(r"(?:19|20)\d{6}")
 
@@ -30,9 +30,10 @@ def locate(source: str | Path, folder: str | Path | None = None, progress: bool 
         return fetch(str(source), folder, progress)
     path = Path(source).expanduser()
     if not path.is_file():
-        published = next((w for w in PUBLISHED.values() if w.url.endswith(f"/{path.name}")), None)
-        hint = f"; the published file of that name is at {published.url}, sha256 {published.sha256}" if published else ""
-        raise FileNotFoundError(f"checkpoint not found: {path}{hint}")
+        message = f"checkpoint not found: {path}"
+        if published := published_as(path.name):
+            message += f". It is published at {published.url} (sha256 {published.sha256}); that address may be named instead"
+        raise FileNotFoundError(message)
     return path
 
 
@@ -58,7 +59,8 @@ def fetch(address: str, folder: str | Path | None = None, progress: bool = False
     if not name:
         raise CheckpointError(f"{address} is no address of a file")
     folder = Path(torch.hub.get_dir(), "checkpoints") if folder is None else Path(folder)
-    expected = _known_sha256(address) or _sha256_in(name)
+    published = published_at(address)
+    expected = published.sha256 if published else _sha256_in(name)
     if expected is None:
         folder /= hashlib.sha256(address.encode()).hexdigest()[:16]
     path, record = folder / name, folder / f"{name}.sha256"
@@ -94,10 +96,6 @@ def fetch_published(name: str, folder: str | Path | None = None, progress: bool 
         CheckpointError: if the file cannot be had or is another one. It names the address, the sha256 and the place.
     """
     return fetch(PUBLISHED[name].url, folder, progress)
-
-
-def _known_sha256(address: str) -> str | None:
-    return next((weights.sha256 for weights in PUBLISHED.values() if weights.url == address), None)
 
 
 def _sha256_in(name: str) -> str | None:

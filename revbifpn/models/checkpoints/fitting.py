@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from revbifpn.models.blocks import MixChannels, adapt_stem_weight
@@ -58,14 +57,13 @@ def fit(
     """
     own = model.state_dict()
     converted = convert_checkpoint(state_dict)
-    left_out = tuple(key for key in converted if key.startswith(tuple(ignore))) if ignore else ()
-    fitted = Fitted(adapt_stem({key: value for key, value in converted.items() if key not in set(left_out)}, model))
-    fitted.left_out = left_out
-    if fitted.get("stem.weight") is not converted.get("stem.weight"):
+    taken = {key: value for key, value in converted.items() if not key.startswith(tuple(ignore))}
+    fitted = Fitted(adapt_stem(taken, model))
+    fitted.left_out = tuple(key for key in converted if key not in taken)
+    if fitted.get("stem.weight") is not taken.get("stem.weight"):
         fitted.adapted = f"stem adapted to images of {model.in_chans} channels"
-    other = [
-        k for k in own if classifier and k.startswith(tuple(classifier)) and _shape(fitted, k) not in (None, own[k].shape)
-    ]
+    last = [key for key in own if key.startswith(tuple(classifier)) and key in fitted]
+    other = [key for key in last if fitted[key].shape[:1] != own[key].shape[:1]]  # a row for each class
     if other:
         fitted.classes = len(fitted[other[0]]), len(own[other[0]])
         if not remake_classifier:
@@ -78,10 +76,6 @@ def fit(
     if not allow_non_finite:
         check_finite({key: value for key, value in fitted.items() if key not in fitted.kept}, source)
     return fitted
-
-
-def _shape(state_dict: Mapping[str, Tensor], key: str) -> torch.Size | None:
-    return state_dict[key].shape if key in state_dict else None
 
 
 def adapt_stem(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

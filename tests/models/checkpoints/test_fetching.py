@@ -152,8 +152,8 @@ def test_a_published_file_that_is_not_there_is_announced(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError) as caught:
         locate(tmp_path / FILE)
     assert str(caught.value) == (
-        f"checkpoint not found: {tmp_path / FILE}; the published file of that name is at {PUBLISHED['s0'].url}, "
-        f"sha256 {PUBLISHED['s0'].sha256}"
+        f"checkpoint not found: {tmp_path / FILE}. It is published at {PUBLISHED['s0'].url} "
+        f"(sha256 {PUBLISHED['s0'].sha256}); that address may be named instead"
     )
 
 

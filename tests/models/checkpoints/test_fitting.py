@@ -63,6 +63,10 @@ def test_other_classes_are_refused_or_the_model_keeps_its_own(model: RevBiFPN) -
     assert torch.equal(fitted["head.fc.bias"], other.head.fc.bias)
     same = fit(model.state_dict(), RevBiFPN("s0", num_classes=3), "it", classifier=["head.fc."], remake_classifier=True)
     assert same.kept == ()
+    with pytest.raises(
+        CheckpointError, match="^it does not fit the model; it is a checkpoint of RevBiFPN-s1, the model is RevBiFPN-s0"
+    ):
+        fit(RevBiFPN("s1", num_classes=5).state_dict(), other, "it", classifier=["head.fc."])
     assert torch.equal(same["head.fc.bias"], model.head.fc.bias)
 
 
