@@ -1,7 +1,7 @@
 """RevBiFPN for image classification, with the methods that every timm model answers."""
 
 # No postponed annotations here: torch.fx copies those of forward into its graphs, where TorchScript reads them as types.
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +11,8 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
-from revbifpn.models.checkpoints import adapt_stem, convert_checkpoint
 from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
@@ -38,7 +38,7 @@ class ClassificationHead(nn.Module):
             for fine, coarse, spec in zip(channels, channels[1:], STREAMS, strict=False)
         )
         self.final: nn.Module = ConvNormAct(channels[-1], variant.fc_features)
-        self.drop_rate = drop_rate
+        self.drop_rate = check_rate("drop_rate", drop_rate)
         self.apply(init_weights)
         self.reset(variant.fc_features, num_classes, global_pool)
 
@@ -53,8 +53,9 @@ class ClassificationHead(nn.Module):
         """Replace pooling and linear layer by fresh ones for ``features`` channels.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
+        check_count("num_classes", num_classes, 0)
         if global_pool not in POOLS:
             known = ", ".join(map(repr, POOLS))
             raise ValueError(f"global_pool must be one of {known} ('' for none), got {global_pool!r}")
@@ -97,6 +98,9 @@ class RevBiFPN(RevBiFPNPyramid):
         global_pool: one of :data:`POOLS`; ``""`` for unpooled features.
         reversible, exact, exact_bits: see :class:`.RevBiFPNPyramid`.
         device, dtype: where and as what parameters and buffers are made; None for torch's defaults.
+
+    Raises:
+        ValueError: for a number or rate out of its range, or an unknown kind of pooling.
 
     Attributes:
         num_features: channels of :meth:`forward_features`.
@@ -255,7 +259,7 @@ class RevBiFPN(RevBiFPNPyramid):
         """Replace the linear layer by a fresh one for ``num_classes`` (0: none), and the pooling if one is named.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
         like = next(self.parameters())
         pool = self.global_pool if global_pool is None else global_pool
@@ -279,8 +283,3 @@ class RevBiFPN(RevBiFPNPyramid):
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Published or own key layout -> the model's, with a stem for its image channels (timm's name, beside the class)."""
-    return adapt_stem(convert_checkpoint(state_dict), model)

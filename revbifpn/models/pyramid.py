@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
-from revbifpn.models.checkpoints import convert_checkpoint, is_published_layout
+from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
 from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
@@ -71,7 +72,7 @@ class RevBiFPNPyramid(nn.Module):
         kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
 
     Raises:
-        ValueError: for an unknown variant, or no image channels.
+        ValueError: for an unknown variant, no image channels, or a rate outside of 0 <= rate < 1.
     """
 
     def __init__(
@@ -85,12 +86,10 @@ class RevBiFPNPyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
-        if in_chans < 1:
-            raise ValueError(f"RevBiFPN-{self.variant.name} needs at least one image channel, got {in_chans=}")
-        self.in_chans = in_chans
+        self.in_chans = check_count("in_chans", in_chans, 1)
         self.reversible = reversible
         self.kept_levels = tuple(range(len(STRIDES)))
-        rate = self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rate = check_rate("drop_path_rate", self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate)
         slots = self.variant.stem_channels
         self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
         self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
@@ -109,7 +108,7 @@ class RevBiFPNPyramid(nn.Module):
         """(N, in_chans, H, W) -> the four streams, stream i of shape (N, variant.channels[i], H / stride, W / stride).
 
         Raises:
-            ValueError: if the image has another number of channels, or sides that are no multiples of 32.
+            ValueError: if the image has another number of channels, sides that are no multiples of 32, or integers.
         """
         self._check_image(image)
         streams = self.body(self.stem(image))
@@ -164,6 +163,23 @@ class RevBiFPNPyramid(nn.Module):
             return output
         return recompute(module, *inputs, store=not self.reversible, exact=self.body.is_exact(inputs[0]))
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, allow_non_finite: bool = False
+    ) -> Any:
+        """torch's, for other key layouts and stems too; if ``strict``, nothing is loaded unless everything fits.
+
+        timm's ``checkpoint_path`` ends here, so this is a part of the path in :mod:`revbifpn.models.checkpoints`.
+
+        Args:
+            allow_non_finite: take weights that are NaN or infinite too, where ``strict`` would refuse them.
+
+        Raises:
+            CheckpointError: if ``strict``, see :func:`.fit`.
+        """
+        if strict and not isinstance(state_dict, Fitted):
+            state_dict = fit(state_dict, self, "the state dict", allow_non_finite=allow_non_finite)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the published key layout too, wherever a state dict is loaded from."""
         own = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
@@ -180,6 +196,11 @@ class RevBiFPNPyramid(nn.Module):
             raise ValueError(
                 f"{name}: expected an image batch of shape (N, {self.in_chans}, H, W), got {tuple(image.shape)}; "
                 "the number of channels is set by in_chans"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"{name}: image must hold floating-point numbers, normalized as in training, got {image.dtype}: for pixels of "
+                "0..255 that is (image / 255 - mean) / std"
             )
         # While exporting, sides may be symbols; the exporter then keeps the constraint itself.
         h, w = image.shape[-2:]
