@@ -6,13 +6,10 @@ python tools/validate.py --model revbifpn_s0 --checkpoint revbifpn_s0.pth.tar --
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from revbifpn.datasets.image_folders import DataError
-from revbifpn.models.checkpoints import CheckpointError
 from revbifpn.training.classification.validate import validate
-from revbifpn.training.runner import one_line
+from revbifpn.training.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors("validate", ValueError):
         main()
-    except (FileNotFoundError, CheckpointError, DataError, ValueError) as error:
-        sys.exit(f"validate: {one_line(error)}")

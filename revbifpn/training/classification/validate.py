@@ -13,7 +13,8 @@ from timm.data import resolve_data_config
 import revbifpn  # noqa: F401  (registers the timm models)
 from revbifpn.models.checkpoints import locate, sha256_of
 from revbifpn.models.published_weights import PUBLISHED
-from revbifpn.training.runner import build_runner, check_data
+from revbifpn.training.checks import check_data
+from revbifpn.training.runner import build_runner
 
 
 @dataclass(frozen=True)
