@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmdet.models.necks import HRFPN
@@ -38,36 +39,48 @@ class LeanHRFPN(HRFPN):
         Raises:
             ValueError: for another number of levels, or a level that is not half as large as the one before.
         """
-        if not _is_plain(self.reduction_conv):
+        if not (_is_plain(self.reduction_conv) and _is_plain(self.fpn_convs[0])):
             return tuple(super().forward(inputs))
         check_levels(inputs, self.num_ins, "LeanHRFPN")
-        if self.num_outs == 1:
-            return (rerun_in_backward(lambda *levels: self.fpn_convs[0](self._reduce(levels)), *inputs),)
-        finest, half = rerun_in_backward(self._finest_and_half, *inputs)
-        outputs = [finest, self.fpn_convs[1](half)]
+        # One half of the sum's channels after the other: neither it nor its gradient is ever there as a whole.
+        (finest, first), (rest, second) = (rerun_in_backward(self._finest_and_pooled, half, *inputs) for half in range(2))
+        outputs = [finest + rest]
+        if self.num_outs > 1:
+            pooled = torch.cat([first, second], dim=1)
+            outputs.append(self.fpn_convs[1](pooled))
         for conv in self.fpn_convs[2:]:
-            half = self.pooling(half, kernel_size=2, stride=2)
-            outputs.append(conv(half))
+            pooled = self.pooling(pooled, kernel_size=2, stride=2)
+            outputs.append(conv(pooled))
         return tuple(outputs)
 
-    def _finest_and_half(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
-        """The finest output, and the sum at half its resolution."""
-        reduced = self._reduce(levels)
+    def _finest_and_pooled(self, half: int, *levels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What half of the sum's channels give to the finest output, and these channels at half the resolution."""
+        reduced = self._reduce(half, levels)
         # What comes last is not run again: its inputs are all that its backward needs.
-        half = self.pooling(reduced, kernel_size=2, stride=2)
-        return self.fpn_convs[0](reduced), half
+        pooled = self.pooling(reduced, kernel_size=2, stride=2) if self.num_outs > 1 else None
+        conv = self.fpn_convs[0].conv
+        weight = conv.weight.chunk(2, dim=1)[half]
+        return F.conv2d(reduced, weight, None if half else conv.bias, conv.stride, conv.padding), pooled
 
-    def _reduce(self, levels: Sequence[Tensor]) -> Tensor:
-        conv = self.reduction_conv.conv
-        weights = conv.weight.split(self.in_channels, dim=1)
-        reduced = F.conv2d(levels[0], weights[0], conv.bias)
-        for i, (level, weight) in enumerate(zip(levels[1:], weights[1:], strict=True), start=1):
-            reduced += F.interpolate(F.conv2d(level, weight), scale_factor=2**i, mode="bilinear")
+    def _reduce(self, half: int, levels: Sequence[Tensor]) -> Tensor:
+        """Half of the channels of the sum of all levels at the finest stride."""
+        # The finest level comes last: what the terms before it are upsampled from is gone then.
+        first, *rest = [*range(1, len(levels)), 0]
+        reduced = self._term(half, first, levels[first])
+        for i in rest:
+            reduced += self._term(half, i, levels[i])
         return reduced
+
+    def _term(self, half: int, i: int, level: Tensor) -> Tensor:
+        conv = self.reduction_conv.conv
+        weight = conv.weight.chunk(2)[half].split(self.in_channels, dim=1)[i]
+        if i == 0:
+            return F.conv2d(level, weight, conv.bias.chunk(2)[half])
+        return F.interpolate(F.conv2d(level, weight), scale_factor=2**i, mode="bilinear")
 
 
 def _is_plain(module: ConvModule) -> bool:
-    """Whether a ConvModule is a 1x1 convolution with bias and nothing else, with nobody watching."""
+    """Whether a ConvModule is a convolution with bias and nothing else, with nobody watching."""
     parts: list[nn.Module] = [module, module.conv]
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in parts)
     plain = type(module) is ConvModule and type(module.conv) is nn.Conv2d and module.conv.groups == 1

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
-#: Parts of a batch are as large as keeps their widest tensor at so many elements (64 MiB in float32).
-PART_ELEMENTS = 1 << 24
+#: Parts are as large as keeps their widest tensor at so many elements (16 MiB in float32).
+PART_ELEMENTS = 1 << 22
 
 
 def rerun_in_backward(

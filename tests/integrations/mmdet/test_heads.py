@@ -73,12 +73,10 @@ class TestRPNHead:
         return same_weights(*(kind(in_channels=8, feat_channels=12, **options) for kind in (RPNHead, LeanRPNHead)))
 
     @pytest.mark.parametrize("num_convs", [1, 3])
-    @pytest.mark.parametrize("elements", [1 << 24, 12 * 32 * 32 * 2, 1])
-    def test_values_and_gradients_are_mmdetections(
-        self, num_convs: int, elements: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The batch of 3 as one, as parts of 2 and 1 images at the finest level, and as single images."""
-        monkeypatch.setattr(recomputed, "PART_ELEMENTS", elements)
+    @pytest.mark.parametrize("rows", [1000, 24, 13, 1])
+    def test_values_and_gradients_are_mmdetections(self, num_convs: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In one piece, and in bands of 24 rows, 13 or 8 (as few as there are, with one convolution) of 32."""
+        monkeypatch.setattr("revbifpn.integrations.mmdet.rows.BAND_ELEMENTS", rows * 12 * 3 * 32)
         plain, lean = self.heads(num_convs=num_convs)
         compare(plain, lean, pyramid())
 
@@ -86,7 +84,41 @@ class TestRPNHead:
         plain, lean = self.heads()
         x = [level.requires_grad_() for level in pyramid()]
         hidden = sum(level.numel() // 8 * 12 * 4 for level in x)
-        assert saved_bytes(lambda: lean(x)) <= saved_bytes(lambda: plain(x)) - hidden
+        params = sum(p.numel() * 4 for p in plain.parameters())
+        assert saved_bytes(lambda: lean(x)) <= saved_bytes(lambda: plain(x)) - hidden + params
+
+    def test_autocast_is_the_forwards(self) -> None:
+        plain, lean = self.heads()
+        found = []
+        for head in (lean, plain):
+            x = [level.requires_grad_() for level in pyramid()]
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = [y for ys in head(x) for y in ys]
+            assert {y.dtype for y in outputs} == {torch.bfloat16}
+            head.zero_grad()
+            sum(y.float().square().sum() for y in outputs).backward()  # out of autocast
+            found.append([*(p.grad for p in head.parameters()), *(level.grad for level in x)])
+        assert_same(*found, rtol=2e-2)  # sums over several levels are rounded to 2**-9
+
+    def test_what_is_frozen_gets_no_gradient_and_hooks_see_one(self) -> None:
+        _, lean = self.heads()
+        lean.rpn_conv.weight.requires_grad_(False)
+        seen: list[Tensor] = []
+        lean.rpn_cls.weight.register_hook(seen.append)
+        x = pyramid()[:1]  # no gradient asked for
+        cls_scores, _ = lean(x)
+        cls_scores[0].sum().backward()
+        assert lean.rpn_conv.weight.grad is None
+        assert len(seen) == 1
+        assert torch.equal(seen[0], lean.rpn_cls.weight.grad)
+        assert lean.rpn_reg.weight.grad is None or not lean.rpn_reg.weight.grad.any()
+
+    def test_double_backward_is_refused(self) -> None:
+        _, lean = self.heads()
+        x = pyramid()[0].requires_grad_()
+        (grad,) = torch.autograd.grad(lean([x])[0][0].square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
 
 
 class TestMaskHead:
