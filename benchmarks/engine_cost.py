@@ -16,7 +16,6 @@ same in all modes:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections import Counter
@@ -25,13 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import describe, environment, median_and_spread, time_side_by_side
-from benchmarks.modes import available
+from benchmarks.common import (
+    describe,
+    environment,
+    gradients,
+    median_and_spread,
+    table,
+    time_side_by_side,
+    trainer,
+    update_json,
+)
+from benchmarks.networks import Network, build_all
 
 MODES = ("plain", "stored", "reversible", "exact")
 
@@ -50,11 +57,6 @@ class CountOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Forward, loss and backward."""
-    F.cross_entropy(model(images), labels).backward()
-
-
 def count_dispatched(run: Callable[[], object]) -> Counter[str]:
     """Operators by name that reach the dispatcher below autograd."""
     with CountOperators() as counter:
@@ -71,50 +73,46 @@ def count_aten(run: Callable[[], object]) -> int:
     return sum(event.name().startswith("aten::") for event in events)
 
 
-def trainer(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A whole training step as a function; its learning rate leaves the weights, and so the streams' range, as they are."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        gradients(model, images, labels)
-        optimizer.step()
-
-    return step
-
-
 def measure(name: str, image_size: int, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds and operators of every mode."""
-    images = torch.randn(batch, 3, image_size, image_size)
-    labels = torch.arange(batch)
-    models = available(name, MODES, batch, image_size, drop_rate=0.0)
-    steps = {mode: trainer(model, images, labels) for mode, model in models.items()}
+    models = build_all((Network(name, mode, batch, image_size) for mode in MODES), drop_rate=0.0)
+    batches = {network: (network.images(), network.labels()) for network in models}
+    steps = {network.mode: trainer(model, *batches[network]) for network, model in models.items()}
     seconds = time_side_by_side(steps, repeats, warmup=3)
     operators = {}
-    for mode, model in models.items():
+    for network, model in models.items():
 
-        def run(model: nn.Module = model) -> None:
+        def run(network: Network = network, model: nn.Module = model) -> None:
             model.zero_grad(set_to_none=True)
-            gradients(model, images, labels)
+            gradients(model, *batches[network])
 
         counts = count_dispatched(run)
-        operators[mode] = {
+        operators[network.mode] = {
             "dispatched": counts.total(),
             "aten": count_aten(run),
-            "most": dict(counts.most_common(8)),
+            "by_name": dict(counts.most_common()),
         }
     return {"model": name, "image_size": image_size, "batch": batch, "seconds": seconds, "operators": operators}
 
 
-def print_table(row: Mapping[str, Any]) -> None:
+def as_table(row: Mapping[str, Any]) -> str:
+    """What was measured, in Markdown."""
     first = statistics.median(next(iter(row["seconds"].values())))
-    print("\n| mode | step, s: median (min - max) | against plain | operators dispatched | of them detach | aten operators |")
-    print("|---|---|---|---|---|---|")
+    header = [
+        "mode",
+        "step, s: median (min - max)",
+        "against plain",
+        "operators dispatched",
+        "of them detach",
+        "aten operators",
+    ]
+    rows = []
     for mode, seconds in row["seconds"].items():
         operators = row["operators"][mode]
-        cells = [mode, median_and_spread(seconds), f"{statistics.median(seconds) / first:.2f}"]
-        cells += [f"{operators['dispatched']:,}", f"{operators['most'].get('detach', 0):,}", f"{operators['aten']:,}"]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        counts = (operators["dispatched"], operators["by_name"].get("detach", 0), operators["aten"])
+        ratio = f"{statistics.median(seconds) / first:.2f}"
+        rows.append([mode, median_and_spread(seconds), ratio, *(f"{count:,}" for count in counts)])
+    return table(header, rows)
 
 
 def main() -> None:
@@ -127,11 +125,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     env = environment()
-    print(describe(env))
+    print(describe(env), flush=True)
     row = measure(args.model, args.image_size, args.batch, args.repeats)
-    print_table(row)
+    print(f"\n{as_table(row)}")
     if args.json:
-        args.json.write_text(json.dumps({"environment": env, **row}, indent=1) + "\n")
+        update_json(args.json, {"environment": env, **row})
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ dict fits both. Its memory format is that of its weights and images: nothing is 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -167,6 +167,14 @@ class Head(nn.Module):
         self.fc = nn.Linear(variant.fc_features, num_classes)
         self.drop_rate = drop_rate
 
+    def forward(self, levels: Streams) -> Tensor:
+        x = levels[0]
+        for step, level in zip(self.steps, levels[1:], strict=True):
+            x = level + step(x)
+        x = self.final(x).mean((2, 3))
+        logits: Tensor = self.fc(F.dropout(x, self.drop_rate, self.training))
+        return logits
+
 
 class PlainRevBiFPN(nn.Module):
     """RevBiFPN's classifier as an ordinary network: (N, 3, H, W) -> (N, num_classes).
@@ -175,8 +183,8 @@ class PlainRevBiFPN(nn.Module):
         variant: ``"s0"`` to ``"s6"``, or a :class:`.Variant`.
         num_classes: of the linear layer.
         drop_rate, drop_path_rate: dropout, and stochastic depth of the last stage; None for the variant's.
-        checkpointing: keep a stage's inputs and run it again in backward (``torch.utils.checkpoint``); the same for each
-            MBConv of neck and head, which takes as much memory as a stage.
+        checkpointing: keep a stage's inputs and run it again in backward (``torch.utils.checkpoint``). Neck and head take
+            less than a stage and keep what they make: running them again would save nothing.
     """
 
     def __init__(
@@ -209,28 +217,26 @@ class PlainRevBiFPN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         slots = self.variant.stem_channels
-        image = image if slots == COLOURS else image[:, [slot % COLOURS for slot in range(slots)]]
-        streams: Streams = (_space_to_depth(image, STRIDES[0]),)
+        repeated = image if slots == COLOURS else image[:, [slot % COLOURS for slot in range(slots)]]
+        channels_last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+        stem = _space_to_depth(repeated, STRIDES[0])
+        streams: Streams = (stem.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format),)
         layers = list(self.body)[1:]
         for blocks, silo in zip(layers[::2], layers[1::2], strict=True):
-            streams = self._run(lambda *x, blocks=blocks, silo=silo: silo(*blocks(*x)), *streams)
-        levels = [self._run(neck, stream) for neck, stream in zip(self.neck, streams, strict=True)]
-        x = levels[0]
-        for step, level in zip(self.head.steps, levels[1:], strict=True):
-            x = level + self._run(step, x)
-        x = self._run(self.head.final, x).mean((2, 3))
-        return self.head.fc(F.dropout(x, self.head.drop_rate, self.training))
+            if self.checkpointing and torch.is_grad_enabled():
+                streams = checkpoint(_stage, blocks, silo, *streams, use_reentrant=False)
+            else:
+                streams = _stage(blocks, silo, *streams)
+        return self.head(tuple(neck(stream) for neck, stream in zip(self.neck, streams, strict=True)))
 
-    def _run(self, part: Callable[..., Any], *inputs: Tensor) -> Any:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(part, *inputs, use_reentrant=False)
-        return part(*inputs)
+
+def _stage(blocks: nn.Module, silo: nn.Module, *streams: Tensor) -> Streams:
+    outputs: Streams = silo(*blocks(*streams))
+    return outputs
 
 
 def _space_to_depth(x: Tensor, block: int) -> Tensor:
     """(N, C, H, W) -> (N, block * block * C, H / block, W / block); a new channel is (row, column, old channel)."""
     n, c, h, w = x.shape
-    y = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    y = y.reshape(n, block * block * c, h // block, w // block)
-    return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    blocks = x.reshape(n, c, h // block, block, w // block, block)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, block * block * c, h // block, w // block)
