@@ -74,17 +74,19 @@ def front_of(costs: Iterable[Cost]) -> list[Cost]:
 
 
 def group_table(group: Mapping[str, Any]) -> str:
-    """Memory and time of a group; times are compared with the first network's, the yardstick's."""
+    """Memory and time of a group; times beside the first network's, the yardstick's, and beside the network's own stored mode."""
     costs = costs_of(group)
     first = next((cost.per_sample for cost in costs if cost.per_sample), None)
+    stored = {cost.name: cost.per_sample for cost in costs if cost.mode == "stored"}
     rows = []
     for cost in costs:
         spread = median_and_spread([1000 * s / cost.batch for s in cost.seconds], digits=0) if cost.seconds else "-"
-        ratio = f"{cost.per_sample / first:.2f}" if cost.per_sample and first else "-"
+        own = None if cost.mode.startswith("plain") else stored.get(cost.name)
+        ratios = [f"{cost.per_sample / base:.2f}" if cost.per_sample and base else "-" for base in (first, own)]
         memory = [f"{value / 1e6:.3g}" if value is not None else "-" for value in (cost.cpu, cost.cuda)]
-        rows.append([cost.label, f"{cost.image_size}, {cost.batch}", cost.top1 or "-", *memory, spread, ratio])
+        rows.append([cost.label, f"{cost.image_size}, {cost.batch}", cost.top1 or "-", *memory, spread, *ratios])
     header = ["network", "image, batch", "top-1, %", "MB a sample, CPU", "predicted for CUDA"]
-    return table([*header, "ms a sample: median (min - max)", "time against plain"], rows)
+    return table([*header, "ms a sample: median (min - max)", "against plain", "against its own stored mode"], rows)
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -89,6 +89,15 @@ class Network:
         """A class for each image."""
         return torch.arange(self.batch)
 
+    def on(self, device: str, **options: Any) -> tuple[nn.Module, Tensor]:
+        """The network and its images, made on a device; on ``"meta"`` they are shapes, which are enough for a prediction.
+
+        Raises:
+            NotThereError: if the network has no such mode.
+        """
+        with torch.device(device):
+            return self.build(**options), self.images()
+
     def _in_format(self, value: Any) -> Any:
         return value.to(memory_format=torch.channels_last) if self.channels_last else value
 

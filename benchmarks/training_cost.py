@@ -84,9 +84,8 @@ def measure_memory(networks: Iterable[Network], measured: bool, progress: Progre
     result: dict[str, dict[str, float | None]] = {}
     for network in networks:
         try:
-            on_cpu = activation_bytes(network.build(), network.images()) / network.batch if measured else None
-            with torch.device("meta"):  # shapes are enough
-                on_cuda = activation_bytes(network.build(), network.images(), "cuda", "predict") / network.batch
+            on_cpu = activation_bytes(*network.on("cpu")) / network.batch if measured else None
+            on_cuda = activation_bytes(*network.on("meta"), "cuda", "predict") / network.batch
         except NotThereError as missing:
             progress(f"left out: {missing}")
             continue

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.common import activation_bytes, peak_alone
 from benchmarks.networks import Network, image_size_of
-from revbifpn import RevBiFPN
 from revbifpn.models import VARIANTS
 
 #: MB a sample at most: activations of a training step, float32, at the model's own image size.
@@ -29,8 +27,7 @@ PART_OF_CHECKPOINTED_B7 = 1 / 10
 
 def megabytes(name: str, mode: str, batch: int, device: str) -> float:
     network = Network(name, mode, batch, image_size_of(name))
-    with torch.device("meta"):
-        return activation_bytes(network.build(), network.images(), device, "predict") / batch / 1e6
+    return activation_bytes(*network.on("meta"), device, "predict") / batch / 1e6
 
 
 @pytest.mark.parametrize(("name", "mode", "batch", "device"), LIMITS)
@@ -49,13 +46,12 @@ def test_a_large_model_beside_a_checkpointed_one_of_equal_accuracy() -> None:
 def test_depth_costs_nothing_beyond_parameters() -> None:
     """32 extension stages take what 2 take, but for the two vectors of batch statistics that each norm may keep."""
 
-    def with_stages(stages: int) -> nn.Module:
-        with torch.device("meta"):
-            return RevBiFPN(replace(VARIANTS["s0"], num_ext_layers=stages), num_classes=10).train()
+    def with_stages(stages: int) -> tuple[nn.Module, Tensor]:
+        variant = replace(VARIANTS["s0"], num_ext_layers=stages)
+        return Network("revbifpn_s0", "reversible", 2, 64).on("meta", variant=variant, num_classes=10)
 
-    images = torch.empty(2, 3, 64, 64, device="meta")
     models = {stages: with_stages(stages) for stages in (2, 8, 32)}
-    peaks = {stages: peak_alone(model, images, method="predict") for stages, model in models.items()}
-    statistics = {stages: sum(buffer.nbytes for buffer in model.buffers()) for stages, model in models.items()}
+    peaks = {stages: peak_alone(*model, method="predict") for stages, model in models.items()}
+    statistics = {stages: sum(buffer.nbytes for buffer in model.buffers()) for stages, (model, _) in models.items()}
     for stages in (8, 32):
         assert peaks[stages] - peaks[2] <= statistics[stages] - statistics[2]

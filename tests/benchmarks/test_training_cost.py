@@ -127,8 +127,9 @@ def test_the_front_of_memory_against_time() -> None:
 
 def test_the_table_compares_with_the_yardstick() -> None:
     text = cost_tables.group_table(example()["group"])
-    assert "| revbifpn_s0, plain | 224, 8 | 76.1 | 90 | - | 100 (100 - 100) | 1.00 |" in text
-    assert "| resnet50, stored, channels_last | 224, 8 | 76.1 | 80 | - | 88 (88 - 88) | 0.88 |" in text
+    assert "| revbifpn_s0, plain | 224, 8 | 76.1 | 90 | - | 100 (100 - 100) | 1.00 | - |" in text
+    assert "| resnet50, stored, channels_last | 224, 8 | 76.1 | 80 | - | 88 (88 - 88) | 0.88 | 1.00 |" in text
+    assert "| revbifpn_s0, reversible | 224, 8 | 76.1 | 3 | - | 90 (90 - 90) | 0.90 | 1.12 |" in text
 
 
 def test_labels_of_a_picture_do_not_cover_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
