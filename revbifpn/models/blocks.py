@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from timm.layers import DropPath, SqueezeExcite
@@ -96,8 +97,8 @@ def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
         if type(part) is ConvNormAct and (found := _units(part)):
             units += found
         elif type(part) is SqueezeExcite and units and not part.add_maxpool and type(part.bn) is nn.Identity:
-            last = units[-1]
-            units[-1] = ConvNorm(last.conv, last.norm, last.act, LeanSqueezeExcite(part.fc1, part.act, part.fc2, part.gate))
+            gate = LeanSqueezeExcite(part.fc1, part.act, part.fc2, part.gate)  # type: ignore[arg-type]
+            units[-1] = replace(units[-1], se=gate)
         elif not (name == "drop_path" and type(part) is DropPath):
             return None
     return units
@@ -105,7 +106,7 @@ def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
 
 def _lean_mbconv(block: MBConv, upsample: nn.Upsample | None = None) -> Form | None:
     units = _units(block)
-    return units and lean_chain(block, units, getattr(block, "drop_path", None), upsample)
+    return lean_chain(block, units, getattr(block, "drop_path", None), upsample) if units else None
 
 
 def _lean_up_edge(edge: UpEdge) -> Form | None:
@@ -117,7 +118,7 @@ def _lean_up_edge(edge: UpEdge) -> Form | None:
 
 def _lean_conv(block: ConvNormAct) -> Form | None:
     units = _units(block)
-    return units and lean_chain(block, units)
+    return lean_chain(block, units) if units else None
 
 
 register_lean_form(MBConv, _lean_mbconv)

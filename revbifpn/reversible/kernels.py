@@ -147,14 +147,15 @@ def _is_small_depthwise(module: nn.Conv2d, x: Tensor) -> bool:
 
 def _small_depthwise_weight_grad(module: nn.Conv2d, grad: Tensor, x: Tensor) -> Tensor:
     """``dw[c, i, j] = sum over n, h, w of grad[n, c, h, w] * x[n, c, h + i - pad, w + j - pad]``, a kernel row at a time."""
-    (rows, columns), (pad, pad_w), height = module.kernel_size, module.padding, x.shape[2]
-    wide = F.pad(x, (pad_w, pad_w, 0, 0)).permute(0, 2, 3, 1)  # type: ignore[list-item]
+    (rows, columns), height = module.kernel_size, x.shape[2]
+    pad, pad_w = rows // 2, columns // 2
+    wide = F.pad(x, (pad_w, pad_w, 0, 0)).permute(0, 2, 3, 1)
     n, h, w, c = wide.stride()
     windows = wide.as_strided((x.shape[0], height, columns, x.shape[3], x.shape[1]), (n, h, w, w, c))
     last = grad.permute(0, 2, 3, 1).unsqueeze(2)
     dweight = x.new_zeros(rows, columns, x.shape[1])
-    for row in range(max(0, int(pad) - height + 1), min(rows, int(pad) + height)):
-        shift = row - int(pad)
+    for row in range(max(0, pad - height + 1), min(rows, pad + height)):
+        shift = row - pad
         inside = slice(max(0, -shift), height - max(0, shift))
         shifted = slice(max(0, shift), height - max(0, -shift))
         torch.sum(last[:, inside] * windows[:, shifted], (0, 1, 3), out=dweight[row])

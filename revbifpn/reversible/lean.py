@@ -278,7 +278,7 @@ def _draw_mask(drop_path: nn.Module | None, like: Tensor) -> Tensor | None:
     """Stochastic depth's factor of each sample, (N, 1, 1, 1), drawn as timm's ``DropPath`` draws it."""
     if drop_path is None or not drop_path.training or not drop_path.drop_prob:
         return None
-    keep: float = 1 - drop_path.drop_prob  # type: ignore[operator]
+    keep = 1 - float(drop_path.drop_prob)  # type: ignore[arg-type]
     mask = like.new_empty((like.shape[0], 1, 1, 1)).bernoulli_(keep)
     return mask.div_(keep) if keep > 0 and drop_path.scale_by_keep else mask
 

@@ -156,9 +156,10 @@ class PlainRun(Run):
     def again(self, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Run the edge once more, as in :meth:`record` but with a graph if grad mode is on."""
         for index, (owner, name, _, _) in enumerate(self.form.buffer_slots):
-            buffer = self.buffers[index]
-            moved = buffer is not None and buffer is owner.get(name) and buffer._version != self.versions[index]
-            if moved and buffer is not None and buffer.is_floating_point():  # a counter of batches decides no value
+            buffer: Tensor | None = self.buffers[index]
+            if buffer is None or owner.get(name) is not buffer or not buffer.is_floating_point():
+                continue  # a counter of batches decides no value
+            if buffer._version != self.versions[index]:
                 raise RuntimeError(
                     f"buffer {name!r} of {type(self.form.edge).__name__} was changed between forward and backward, as by another "
                     "forward pass in training mode, so the edge would return other values now: run backward before that pass"

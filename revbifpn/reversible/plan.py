@@ -38,8 +38,8 @@ class Wiring(NamedTuple):
     """
 
     couplings: list[Coupling]
-    inputs: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
+    inputs: Sequence[tuple[int, ...]]
+    outputs: Sequence[tuple[int, ...]]
 
     @property
     def num_parts(self) -> int:

@@ -22,7 +22,7 @@ def recompute(module: nn.Module, *inputs: Tensor, store: bool = False, exact: bo
     Args:
         module: takes tensors, returns one tensor.
         *inputs: kept until backward.
-        exact: make the second run's operators the first one's, in shapes too: gradients then are those of ``store`` bit for bit.
+        exact: make the second run's operators the first one's, in shapes too: gradients are those of ``store`` bit for bit.
         store: keep what saves the second run its work. A module without a lean form then runs as it is.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():

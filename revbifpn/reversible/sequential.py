@@ -41,8 +41,8 @@ class ReversibleSequential(nn.Sequential):
     Args:
         *layers: :class:`.ReversibleLayer` instances.
         reversible: False keeps activations ("stored mode"); may be switched at any time.
-        exact: put the input and all edges' outputs on a grid where sums are exact (see :mod:`revbifpn.reversible.exact`); "auto"
-            does so where half precision is at work in training.
+        exact: put the input and all edges' outputs on a grid where sums are exact (see :mod:`.exact`); "auto" does so where
+            half precision is at work in training.
         exact_bits: fractional bits of that grid. Sums are exact below ``2 ** (24 - exact_bits)`` in float32.
 
     Raises:

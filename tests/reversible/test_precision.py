@@ -1,4 +1,4 @@
-"""Half precision: streams are kept in float32, ``exact="auto"`` is exact where half precision is at work, gradients are stored's."""
+"""Half precision: streams are kept in float32, "auto" is exact where it is at work, gradients are stored mode's."""
 
 from __future__ import annotations
 
