@@ -5,7 +5,7 @@ setting that was finished is not trained again, one that was interrupted goes on
 picture of the curves. Single-threaded processes, so that sums have one order and runs can be compared bit for bit.
 
     python tools/make_fashion_mnist.py
-    python -m benchmarks.fashion_mnist [--jobs 2] [--settings stored reversible]
+    python -m benchmarks.fashion_mnist [--jobs 2] [--settings stored reversible] [--epochs 3] [--json FILE] [--picture FILE]
 
 With ``--settings`` the other settings' results stay as they are in the file.
 """
@@ -30,6 +30,7 @@ from benchmarks.common import describe, environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/fashion_mnist.json"
+PICTURE = ROOT / "docs/images/fashion_mnist.png"
 CONFIG = ROOT / "configs/fashion_mnist/revbifpn-s0_fashion-mnist.py"
 EPOCHS = 3
 MEAN_OVER = 20  # steps, in the committed curves
@@ -57,15 +58,15 @@ LINES = {  # style and width of a setting's line in the picture
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 
 
-def train(setting: str, work_dir: Path, data: Path) -> None:
+def train(setting: str, work_dir: Path, data: Path, epochs: int) -> None:
     """Train a setting in a process of its own, unless its last checkpoint is there."""
     folder = work_dir / setting.replace(" ", "_")
-    if (folder / f"epoch_{EPOCHS}.pth").is_file() and _steps(folder):
+    if (folder / f"epoch_{epochs}.pth").is_file() and _steps(folder):
         print(f"{setting}: finished before", flush=True)
         return
     options = [
         *SETTINGS[setting],
-        f"train_cfg.max_epochs={EPOCHS}",
+        f"train_cfg.max_epochs={epochs}",
         f"train_dataloader.dataset.root={data}",
         f"val_dataloader.dataset.root={data}",
         "default_hooks.logger.interval=1",
@@ -95,20 +96,20 @@ def _steps(folder: Path) -> list[float]:
     return [losses[step] for step in sorted(losses)]
 
 
-def read(setting: str, work_dir: Path) -> dict[str, Any]:
+def read(setting: str, work_dir: Path, epochs: int) -> dict[str, Any]:
     """Curves, accuracy and hashes of a finished setting."""
     folder = work_dir / setting.replace(" ", "_")
     losses = _steps(folder)
-    epochs = {record["step"]: record for record in _scalars(folder) if "accuracy/top1" in record}
-    checkpoint = torch.load(folder / f"epoch_{EPOCHS}.pth", map_location="cpu", weights_only=False)
+    scores = {record["step"]: record for record in _scalars(folder) if "accuracy/top1" in record}
+    checkpoint = torch.load(folder / f"epoch_{epochs}.pth", map_location="cpu", weights_only=False)
     name = next((option.removeprefix("model.name=") for option in SETTINGS[setting] if "model.name" in option), "revbifpn_s0")
     return {
         "model": name,
         "parameters": sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters()),
         "steps": len(losses),
-        "top1": [round(epochs[step]["accuracy/top1"], 2) for step in sorted(epochs)],
-        "top5": [round(epochs[step]["accuracy/top5"], 2) for step in sorted(epochs)],
-        "val_loss": [epochs[step]["accuracy/loss"] for step in sorted(epochs)],
+        "top1": [round(scores[step]["accuracy/top1"], 2) for step in sorted(scores)],
+        "top5": [round(scores[step]["accuracy/top5"], 2) for step in sorted(scores)],
+        "val_loss": [scores[step]["accuracy/loss"] for step in sorted(scores)],
         "train_loss": [round(_mean(losses[i : i + MEAN_OVER]), 5) for i in range(0, len(losses), MEAN_OVER)],
         "losses_sha256": hashlib.sha256(json.dumps(losses).encode()).hexdigest(),
         # MMEngine's EMA hook swaps: the state dict holds the averaged weights, its own entry those of the last step.
@@ -159,10 +160,19 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
         steps = [MEAN_OVER * (i + 0.5) for i in range(len(run["train_loss"]))]
         left.plot(steps, run["train_loss"], style, linewidth=width, label=label)
         right.plot(
-            range(1, EPOCHS + 1), run["top1"], style, linewidth=width, marker="o", label=f"{label}: {run['top1'][-1]:.2f}"
+            range(1, len(run["top1"]) + 1),
+            run["top1"],
+            style,
+            linewidth=width,
+            marker="o",
+            label=f"{label}: {run['top1'][-1]:.2f}",
         )
     left.set(xlabel="step", ylabel=f"training loss (mean of {MEAN_OVER} steps)", ylim=(0.6, 1.2))
-    right.set(xlabel="epoch", ylabel="top-1 on the 10,000 test images, %", xticks=range(1, EPOCHS + 1))
+    right.set(
+        xlabel="epoch",
+        ylabel="top-1 on the 10,000 test images, %",
+        xticks=range(1, max(len(run["top1"]) for run in runs.values()) + 1),
+    )
     left.legend(fontsize=8)
     right.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
@@ -178,14 +188,19 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/fashion_mnist", help="folder for the trainings")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, of one thread each")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="what to train (default: all)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="results, kept and updated")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda setting: train(setting, args.work_dir.resolve(), args.data.resolve()), args.settings))
+        list(
+            pool.map(lambda setting: train(setting, args.work_dir.resolve(), args.data.resolve(), args.epochs), args.settings)
+        )
 
     env = environment()
-    before = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"agreement": {}, "runs": {}}
-    trained = {setting: read(setting, args.work_dir) | {"environment": env} for setting in args.settings}
+    before = json.loads(args.json.read_text()) if args.json.is_file() else {"agreement": {}, "runs": {}}
+    trained = {setting: read(setting, args.work_dir, args.epochs) | {"environment": env} for setting in args.settings}
     agreement = {}
     for pair, (a, b) in PAIRS.items():
         if a in trained and b in trained:
@@ -195,9 +210,9 @@ def main() -> None:
     for run in trained.values():
         del run["losses"]
     runs = {setting: run for setting in SETTINGS if (run := trained.get(setting) or before["runs"].get(setting))}
-    draw(runs, ROOT / "docs/images/fashion_mnist.png")
+    draw(runs, args.picture)
     result = {"curves_are_means_over_steps": MEAN_OVER, "agreement": agreement, "runs": runs}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
 
     print(describe(env))
     print("| network, mode | parameters | steps | top-1 after each epoch, % | validation loss |\n|---|---|---|---|---|")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from revbifpn.models.published_weights import PUBLISHED
 
 #: ImageNet top-1 in percent. EfficientNet: Tan and Le, ICML 2019, table 2. ResNet-50: He et al., CVPR 2016 (torchvision's
-#: first weights). HRNet-W18-C: the authors' repository. Weights that timm trained with newer recipes are more accurate.
+#: first weights). MobileNetV3: Howard et al., ICCV 2019, table 3. HRNet-W18-C: the authors' repository. Weights that timm
+#: trained with newer recipes are more accurate.
 _TOP1 = {
     "efficientnet_b0": 77.1,
     "efficientnet_b1": 79.1,
@@ -18,6 +19,7 @@ _TOP1 = {
     "efficientnet_b6": 84.0,
     "efficientnet_b7": 84.3,
     "resnet50": 76.1,
+    "mobilenetv3_large_100": 75.2,
     "hrnet_w18": 76.8,
 }
 

@@ -156,12 +156,13 @@ class TestFineTuning:
 def test_validate_prints_accuracy_and_file(
     tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a file in the published layout that always says: class 0, then 1, then 2, and so on."""
+    """On a file in the published layout that always says: class 0, then 1, then 2, and so on; its raw weights the reverse."""
     path = tmp_path / "revbifpn_s0.pth.tar"
     state = reference_state_dict("revbifpn_s0")
     state["head.fc.weight"] = torch.zeros_like(state["head.fc.weight"])
     state["head.fc.bias"] = -torch.arange(1000.0)
-    torch.save(state, path)
+    reverse = state | {"head.fc.bias": torch.arange(1000.0)}
+    torch.save({"state_dict": reverse, "state_dict_ema": state}, path)
     for index in range(1000):
         folder = tmp_path / "data/val" / f"n{index:04d}"
         folder.mkdir(parents=True)
@@ -177,6 +178,9 @@ def test_validate_prints_accuracy_and_file(
     assert "images:     1004\n" in printed
     assert f"top-1:      {100 * 3 / 1004:.2f} % (paper: 72.8 on ImageNet-1k)" in printed
     assert f"top-5:      {100 * 9 / 1004:.2f} %" in printed
+    sys.argv.append("--raw-weights")
+    runpy.run_path(str(ROOT / "tools/validate.py"), run_name="__main__")
+    assert f"top-1:      {100 * 1 / 1004:.2f} % (paper" in capsys.readouterr().out
 
 
 def test_validate_names_what_is_wrong(
@@ -193,3 +197,7 @@ def test_validate_names_what_is_wrong(
     (tmp_path / "bad.pth.tar").write_text("no weights")
     assert "bad.pth.tar is no checkpoint" in refused("bad.pth.tar", "--num-classes", "3")
     assert "timm knows no model 'none'" in refused(weights, "--model", "none")
+    diverged = timm.create_model("test_resnet", num_classes=3).state_dict() | {"fc.bias": torch.full((3,), torch.inf)}
+    torch.save(diverged, weights)
+    said = refused(weights, "--model", "test_resnet", "--num-classes", "3")
+    assert "weights.pth has values that are NaN or infinite, in 1 tensors: fc.bias" in said
