@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from revbifpn.integrations.mmengine import checkpoint_types
-from revbifpn.models.checkpoints import CheckpointError, check_integrity
+from revbifpn.models.checkpoints import CheckpointError, check_integrity, locate
 from revbifpn.training.checks import is_classification
 
 WEIGHTS_ONLY = "weights-only:"  # in front of a file's name or address: MMEngine reads it with the function below
@@ -25,35 +25,32 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> Any:
     MMEngine's own readers fall back to unpickling whatever a file holds, which runs code that the file names.
 
     Args:
-        filename: ``weights-only:`` and a file, or an ``http(s)`` address, whose file is kept in torch.hub's folder.
+        filename: ``weights-only:``, if MMEngine calls it, and a file or an address (:func:`.fetch`).
         map_location: as for ``torch.load``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is damaged, holds other objects, or cannot be fetched.
     """
-    source = filename.removeprefix(WEIGHTS_ONLY)
+    path = _locate(filename.removeprefix(WEIGHTS_ONLY))
+    check_integrity(path)
     try:
         with torch.serialization.safe_globals(checkpoint_types()):
-            if source.startswith(("http://", "https://")):
-                return _load_from_address(source, map_location)
-            check_integrity(source)
-            return torch.load(source, map_location=map_location, weights_only=True)
-    except (FileNotFoundError, CheckpointError):
-        raise
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise CheckpointError(f"{source} is no checkpoint that can be read safely (weights_only=True): {reason}") from error
+        raise CheckpointError(f"{path} is no checkpoint that can be read safely (weights_only=True): {reason}") from error
 
 
-def _load_from_address(address: str, map_location: Any) -> Any:
+def _locate(source: str) -> Path:
+    """The file, or the one behind an address, which the first process of each machine fetches for the others."""
     first = dist.get_local_rank() == 0
     if not first:
-        dist.barrier()  # until the first process of this machine has fetched the file
-    content = torch.hub.load_state_dict_from_url(address, map_location=map_location, progress=False, weights_only=True)
+        dist.barrier()
+    path = locate(source)
     if first:
         dist.barrier()
-    return content
+    return path
 
 
 def resume_from(cfg: Config, checkpoint: str) -> None:
@@ -130,16 +127,17 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=step, reverse=True)
 
 
-def use_checkpoint(cfg: Config, checkpoint: Path) -> None:
-    """Set the config to evaluate a checkpoint.
+def use_checkpoint(cfg: Config, checkpoint: str) -> None:
+    """Set the config to evaluate a checkpoint, a file or an address.
 
     A classifier takes those of ``revbifpn-train`` and those in the published or timm's layout, and refuses what does not fit.
 
     Raises:
         FileNotFoundError, CheckpointError: if the file is missing or damaged.
     """
-    check_integrity(checkpoint)
+    path = locate(checkpoint)
+    check_integrity(path)
     if is_classification(cfg):
-        cfg.model.update(checkpoint=str(checkpoint), remake_classifier=False)
+        cfg.model.update(checkpoint=str(path), remake_classifier=False)
     else:
-        cfg.load_from = str(checkpoint)
+        cfg.load_from = str(path)

@@ -12,7 +12,7 @@ from typing import Any
 from timm.data.dataset_factory import _search_split
 
 from revbifpn.datasets.image_folders import check_class_folders
-from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.models.checkpoints import locate
 from revbifpn.training.errors import ConfigError
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -78,15 +78,13 @@ def check_first_weights(cfg: Any) -> None:
         name = init.get("checkpoint") if isinstance(init, dict) else None
         option = "model.backbone.init_cfg.checkpoint=FILE"
         without = "--cfg-options model.backbone.init_cfg=None begins without weights"
-    if not name or "://" in name or Path(name).expanduser().is_file():
+    if not name or "://" in name:  # what lies behind an address is checked when it is fetched
         return
-    by_name = {weights.url.rsplit("/", 1)[-1]: weights for weights in PUBLISHED.values()}
-    published = by_name.get(Path(name).name)
-    origin = f"It is published at {published.url} (sha256 {published.sha256}). " if published else ""
-    raise FileNotFoundError(
-        f"checkpoint not found: {name}, the weights to begin with. {origin}Put it there, or name another place with "
-        f"--cfg-options {option}; {without}"
-    )
+    try:
+        locate(name)
+    except FileNotFoundError as error:
+        message = f"{error}. Put the file there, or name another with --cfg-options {option}; {without}"
+        raise FileNotFoundError(message) from error
 
 
 def split_root(dataset: dict[str, Any], loader: str) -> Path:

@@ -91,7 +91,7 @@ def test_checkpoint_has_the_accuracy_that_two_processes_reported(tmp_path: Path)
     """Batch norm: each process has running statistics of its own, until they are averaged, in the EMA weights too."""
     two = launch(config(tmp_path, "test_resnet", 2), tmp_path)
     cfg = Config.fromfile(config(tmp_path, "test_resnet", 1))
-    use_checkpoint(cfg, two / "epoch_2.pth")
+    use_checkpoint(cfg, str(two / "epoch_2.pth"))
     metrics = fresh_runner(cfg).test()
     reported = [record for record in scalars(two) if "accuracy/top1" in record][-1]
     for name in ("accuracy/top1", "accuracy/top2", "accuracy/images"):

@@ -103,9 +103,8 @@ def test_addresses(malicious: Path, server: str, tmp_path: Path, monkeypatch: py
 
 def test_other_objects_can_be_read_in_the_same_process(tmp_path: Path) -> None:
     """A data set may hold pickled samples: the guard is for checkpoints alone."""
-    before = dict(os.environ)
     load_config(DEMO)
     make_runner(tmp_path / "work").load_or_resume()
-    assert dict(os.environ) == before
+    assert not [name for name in os.environ if "WEIGHTS_ONLY" in name]  # torch's switches for the whole process
     torch.save(Path("x"), tmp_path / "sample.pt")
     assert torch.load(tmp_path / "sample.pt", weights_only=False) == Path("x")

@@ -20,7 +20,7 @@ def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__)
         config.add_common_arguments(parser)
         parser.add_argument(
-            "checkpoint", type=Path, help="as training writes it; for a classifier also one in the published layout"
+            "checkpoint", help="file or address: as training writes it; for a classifier also in the published layout"
         )
         parser.add_argument(
             "--show-dir", type=Path, help="write pictures of predictions over the images into this folder (detection)"

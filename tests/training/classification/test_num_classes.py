@@ -69,7 +69,7 @@ def test_from_scratch_leaves_nothing_to_weights_that_are_not_there(make_config: 
 def test_weights_of_a_detector_that_are_not_there() -> None:
     init = dict(type="Pretrained", checkpoint="nowhere/revbifpn_s3.pth.tar")
     cfg = Config(dict(model=dict(type="MaskRCNN", backbone=dict(type="RevBiFPN", init_cfg=init))))
-    message = r"s3\.pth\.tar, .* \(sha256 1695576b.*backbone\.init_cfg\.checkpoint=FILE; .*backbone\.init_cfg=None begins"
+    message = r"s3\.pth\.tar\. .* \(sha256 1695576b.*backbone\.init_cfg\.checkpoint=FILE; .*backbone\.init_cfg=None begins"
     with pytest.raises(FileNotFoundError, match=message):
         check_first_weights(cfg)
     for elsewhere in ("torchvision://resnet50", "https://example.org/x.pth", None):

@@ -132,8 +132,8 @@ class TestFineTuning:
         said = refusal("train.py", self.CONFIG, "--data", image_folder)
         published = PUBLISHED["s0"]
         assert said == (
-            "train: checkpoint not found: revbifpn_s0.pth.tar, the weights to begin with. It is published at "
-            f"{published.url} (sha256 {published.sha256}). Put it there, or name another place with --cfg-options "
+            f"train: checkpoint not found: revbifpn_s0.pth.tar. It is published at {published.url} (sha256 "
+            f"{published.sha256}); that address may be named instead. Put the file there, or name another with --cfg-options "
             "model.checkpoint=FILE; --from-scratch begins without weights"
         )
 
