@@ -47,9 +47,10 @@ def run(tool: str, *arguments: str | Path) -> None:
 
 def evaluate(checkpoint: Path, work_dir: Path) -> dict[str, float]:
     """CocoMetric's results on the validation images."""
-    from revbifpn.training.runner import build_runner, load_config
+    from revbifpn.training.config import load_config
+    from revbifpn.training.runner import build_runner
 
-    cfg = load_config(argparse.Namespace(config=CONFIG, launcher="none", cfg_options=None, work_dir=work_dir / "test"))
+    cfg = load_config(CONFIG, work_dir=work_dir / "test")
     cfg.load_from = str(checkpoint)
     metrics: dict[str, float] = build_runner(cfg).test()
     return metrics

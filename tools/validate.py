@@ -6,19 +6,18 @@ python tools/validate.py --model revbifpn_s0 --checkpoint revbifpn_s0.pth.tar --
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from revbifpn.training.classification.validate import validate
-from revbifpn.datasets.image_folders import DataError
-from revbifpn.training.runner import one_line
-from revbifpn.models.checkpoints import CheckpointError
+from revbifpn.training.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="revbifpn_s0", help="timm's name of the model")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the file of weights")
+    parser.add_argument("--checkpoint", required=True, help="the file of weights, or its address")
+    parser.add_argument("--raw-weights", action="store_true", help="of a file with EMA weights too, validate the others")
+    parser.add_argument("--allow-non-finite", action="store_true", help="validate weights that are NaN or infinite too")
     parser.add_argument("--data", type=Path, default=Path("data/imagenet"), help="folder with val/<class>/<image>")
     parser.add_argument("--num-classes", type=int, default=1000)
     parser.add_argument("--input-size", type=int, help="side of the images in pixels (default: the model's)")
@@ -43,12 +42,12 @@ def main() -> None:
         input_size=args.input_size,
         crop_pct=args.crop_pct,
         on_error="skip" if args.skip_broken else "stop",
+        ema=not args.raw_weights,
+        allow_non_finite=args.allow_non_finite,
     )
     print(result)
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors("validate", ValueError):
         main()
-    except (FileNotFoundError, CheckpointError, DataError, ValueError) as error:
-        sys.exit(f"validate: {one_line(error)}")

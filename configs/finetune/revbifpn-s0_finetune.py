@@ -1,14 +1,15 @@
 # Fine-tuning a classifier on a small set of your own: FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>.
 #
-#   tools/train.py configs/finetune/revbifpn-s0_finetune.py --data FOLDER \
-#       --cfg-options model.num_classes=10 model.checkpoint=revbifpn_s0.pth.tar
+#   tools/train.py configs/finetune/revbifpn-s0_finetune.py --data FOLDER
 #
-# The checkpoint's classifier has other classes: a fresh one is made, and the log says so. Layer decay lets the early layers,
-# which hold most for any picture, move least; the norms keep the checkpoint's statistics, which a small set cannot estimate.
+# begins with the published weights, the file revbifpn_s0.pth.tar (model_zoo/README.md says where it is); --cfg-options
+# model.checkpoint=FILE takes others, --from-scratch none. The checkpoint's classifier has other classes: a fresh one is made,
+# and the log says so. Layer decay lets the early layers, which hold most for any picture, move least; the norms keep the
+# checkpoint's statistics, which a small set cannot estimate.
 _base_ = ["../_base_/classification_runtime.py", "../_base_/datasets/imagenet.py"]
 
 data_root = "data/finetune"
-num_classes = 10
+num_classes = None  # as many as there are class folders
 epochs = 30
 warmup = 3
 

@@ -1,1 +1,11 @@
-_base_ = "../_base_/mask-rcnn_revbifpn_1x_coco.py"
+_base_ = [
+    "../_base_/models/mask-rcnn_revbifpn_hrfpn.py",
+    "mmdet::_base_/datasets/coco_instance.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(variant="s0"),
+    neck=dict(in_channels=[48, 64, 128, 320]),
+)

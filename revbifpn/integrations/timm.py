@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,15 +19,18 @@ from timm.models import (
 )
 from timm.models import _builder as timm_builder
 from timm.models._features import FeatureGetterNet
-from torch import nn
+from torch import Tensor, nn
 
-from revbifpn.models.classifier import RevBiFPN, checkpoint_filter_fn
-from revbifpn.models.published_weights import PUBLISHED, fetch_published
+from revbifpn.models.checkpoints import Checkpoint, Loaded, fit, read
+from revbifpn.models.classifier import RevBiFPN
+from revbifpn.models.published_weights import PUBLISHED
 from revbifpn.models.pyramid import Body
 from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
 from revbifpn.reversible import set_reversible
 
 __all__ = [f"revbifpn_{name}" for name in VARIANTS]
+
+_logger = logging.getLogger(__name__)
 
 register_notrace_module(Body)  # one node of a torch.fx graph, reversible in it too
 
@@ -42,7 +47,7 @@ def _cfg(name: str) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": (),  # the stem has no weights, or checkpoint_filter_fn adapts them
+        "first_conv": (),  # the stem has no weights, or they are adapted before timm sees them
         "classifier": "head.fc",
         "license": "bsd-3-clause",  # of the authors' repository; the weights carry no statement of their own
         "origin_url": "https://github.com/CerebrasResearch/RevBiFPN",
@@ -97,24 +102,68 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             arguments["feature_cls"] = _feature_class(arguments["feature_cls"])
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg = resolve_pretrained_cfg(f"revbifpn_{name}", kwargs.get("pretrained_cfg"), overlay)
-    named_elsewhere = cfg.file or cfg.state_dict or cfg.hf_hub_id or cfg.source
-    fetched = pretrained and not named_elsewhere and cfg.url == PUBLISHED[name].url
-    if fetched:  # timm would not check the sha256
-        progress = getattr(timm_builder, "_DOWNLOAD_PROGRESS", False)
-        overlay["file"] = str(fetch_published(name, kwargs.get("cache_dir"), progress))
+    weights = _Weights(cfg, pretrained, kwargs)
     model: nn.Module = build_model_with_cfg(
         partial(RevBiFPN, name),
         f"revbifpn_{name}",
         pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_cfg_overlay=overlay | weights.overlay,
+        pretrained_filter_fn=weights.filter,
         feature_cfg=feature_cfg,
         **kwargs,
     )
-    if fetched:  # where the file lies on this machine is no property of the model
-        for module in model.modules():
-            getattr(module, "pretrained_cfg", {}).pop("file", None)
+    for module in model.modules() if weights.overlay else ():  # how they were loaded is no property of the model
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return model
+
+
+class _Weights:
+    """Takes timm's loading of ``pretrained=True`` through :mod:`revbifpn.models.checkpoints`.
+
+    timm hands what it read to a filter. Where ``cfg`` names a file or an address the filter reads it, and timm is given an
+    empty stand-in, as its "state_dict"; what only timm can read (its hub, its folders) is what the filter gets.
+
+    Args:
+        cfg: timm's ``PretrainedCfg``.
+        kwargs: of ``create_model``; ``ema`` and ``allow_non_finite`` are taken out.
+    """
+
+    def __init__(self, cfg: Any, pretrained: bool, kwargs: dict[str, Any]) -> None:
+        given = {key: kwargs.pop(key) for key in ("ema", "allow_non_finite") if key in kwargs}
+        saved = kwargs.get("pretrained_model_args") or {}  # what the model was made with that timm saved
+        if not pretrained and given.keys() - saved:
+            raise ValueError(
+                f"{' and '.join(given)}: for pretrained=True alone. Weights of another file: "
+                "revbifpn.load_checkpoint(model, file, ema=..., allow_non_finite=...)"
+            )
+        self.cfg = cfg
+        self.ema, self.allow_non_finite = given.get("ema", True), given.get("allow_non_finite", False)
+        self.features = bool(kwargs.get("features_only"))
+        self.folder = kwargs.get("cache_dir")
+        read_by_timm = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or (cfg.hf_hub_id and not cfg.file)
+        self.source = (cfg.file or cfg.url) if pretrained and not read_by_timm else None
+        self.overlay = {"state_dict": {"": None}} if self.source else {}  # timm takes no dict that is quite empty
+
+    def filter(self, state_dict: Mapping[str, Tensor], model: RevBiFPN) -> Mapping[str, Tensor]:
+        """What timm loads into ``model``; it then leaves a classifier for other classes than ``cfg``'s out."""
+        if self.source:
+            progress = getattr(timm_builder, "_DOWNLOAD_PROGRESS", False)
+            checkpoint = read(self.source, ema=self.ema, folder=self.folder, progress=progress)
+        else:
+            checkpoint = Checkpoint(f"the weights of {self.cfg.hf_hub_id or self.cfg.file or 'state_dict'}", dict(state_dict))
+        classifier = f"{model.get_classifier(name_only=True)}."
+        fitted = fit(
+            checkpoint.state_dict,
+            model,
+            checkpoint.source,
+            ignore=() if model.num_classes else (classifier,),
+            optional=("head.",) if self.features else (),
+            classifier=(classifier,),
+            remake_classifier=self.features or model.num_classes != self.cfg.num_classes,
+            allow_non_finite=self.allow_non_finite,
+        )
+        _logger.info("%s", Loaded(checkpoint, fitted))
+        return fitted
 
 
 @register_model

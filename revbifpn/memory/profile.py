@@ -15,7 +15,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from revbifpn.memory.measure import mark, measure_cpu, measure_cuda
 from revbifpn.memory.report import MemoryReport, format_bytes
 from revbifpn.memory.tracker import StorageTracker
 from revbifpn.memory.workspace import cpu_workspace
-from revbifpn.reversible import ReversibleSequential
 
 #: What a model is called with: one tensor, positional arguments, or keyword arguments.
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -143,7 +142,7 @@ class _Step:
 def _predict(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
     execution = FakeExecution()
     grads = [p.grad for p in model.parameters()]
-    with torch.random.fork_rng(devices=[]), _quiet_exact_checks(model), fake_weights(model, execution):
+    with torch.random.fork_rng(devices=[]), fake_weights(model, execution):
         fake_inputs = execution.fake_all(inputs)
         on_cpu = device == "cpu"
         tracker = StorageTracker(model, execution, cpu_workspace if on_cpu else None, 1 if on_cpu else CUDA_GRANULARITY)
@@ -207,21 +206,6 @@ def _label_state(tracker: StorageTracker, optimizer: torch.optim.Optimizer | Non
     for state in optimizer.state.values() if optimizer else ():
         for tensor in _tensors(state):
             tracker.label(tensor, "optimizer state", always=True)
-
-
-@contextmanager
-def _quiet_exact_checks(model: nn.Module) -> Iterator[None]:
-    """The exact mode's checks read values, which fake tensors do not have; what they allocate stays."""
-    layers = [m for m in model.modules() if isinstance(m, ReversibleSequential)]
-    saved = [set(layer.reported) for layer in layers]
-    for layer in layers:
-        layer.reported |= {"range", "identity", "precision"}
-    try:
-        yield
-    finally:
-        for layer, before in zip(layers, saved, strict=True):
-            layer.reported.clear()
-            layer.reported.update(before)
 
 
 def _optimizer_maker(choice: OptimizerChoice) -> Callable[[nn.Module], torch.optim.Optimizer | None]:

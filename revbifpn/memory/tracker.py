@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revbifpn.reversible.plan import looks_at_no_tensor
+
 #: Runs one operator: (operator, args, kwargs) -> its result.
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 #: Bytes that an operator takes besides its outputs, only while it runs: (operator, args, outputs) -> bytes.
@@ -159,9 +161,11 @@ class StorageTracker(TorchDispatchMode):
         allocation, _ = self._live.pop(key)
         allocation.death = len(self.operations)
 
+    @looks_at_no_tensor
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
         self._modules.append(self._names.get(module, self._modules[-1] if self._modules else ""))
 
+    @looks_at_no_tensor
     def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._modules.pop()
 

@@ -1,8 +1,14 @@
 """RevBiFPN models S0 to S6."""
 
-from revbifpn.models.checkpoints import CheckpointError, convert_checkpoint, load_checkpoint, read_checkpoint
+from revbifpn.models.checkpoints import (
+    CheckpointError,
+    convert_checkpoint,
+    fetch_published,
+    load_checkpoint,
+    read_checkpoint,
+)
 from revbifpn.models.classifier import RevBiFPN
-from revbifpn.models.published_weights import PUBLISHED, PublishedWeights, fetch_published
+from revbifpn.models.published_weights import PUBLISHED, PublishedWeights
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from timm.layers import DropPath, SqueezeExcite
 from torch import Tensor, nn
 
-from revbifpn.reversible.layers import memory_format_of
+from revbifpn.reversible import ConvNorm, lean_chain, register_lean_form
+from revbifpn.reversible import SqueezeExcite as LeanSqueezeExcite
+from revbifpn.reversible.forms import Form
+from revbifpn.reversible.streams import memory_format_of
 
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.1
@@ -79,6 +83,47 @@ class UpEdge(nn.Sequential):
         super().__init__(
             OrderedDict(mbconv=mbconv, upsample=nn.Upsample(scale_factor=scale, mode="bilinear", align_corners=False))
         )
+
+
+def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
+    """A block as what the engine's lean form knows; None if the block was changed into something else."""
+    if isinstance(block, ConvNormAct):
+        parts = dict(block.named_children())
+        if not {"conv", "norm"} <= parts.keys() <= {"conv", "norm", "act"}:
+            return None
+        return [ConvNorm(parts["conv"], parts["norm"], parts.get("act"))]  # type: ignore[arg-type]
+    units: list[ConvNorm] = []
+    for name, part in block.named_children():
+        if type(part) is ConvNormAct and (found := _units(part)):
+            units += found
+        elif type(part) is SqueezeExcite and units and not part.add_maxpool and type(part.bn) is nn.Identity:
+            gate = LeanSqueezeExcite(part.fc1, part.act, part.fc2, part.gate)  # type: ignore[arg-type]
+            units[-1] = replace(units[-1], se=gate)
+        elif not (name == "drop_path" and type(part) is DropPath):
+            return None
+    return units
+
+
+def _lean_mbconv(block: MBConv, upsample: nn.Upsample | None = None) -> Form | None:
+    units = _units(block)
+    return lean_chain(block, units, getattr(block, "drop_path", None), upsample) if units else None
+
+
+def _lean_up_edge(edge: UpEdge) -> Form | None:
+    parts = list(edge.children())
+    if len(parts) != 2 or type(parts[0]) is not MBConv or type(parts[1]) is not nn.Upsample:
+        return None
+    return _lean_mbconv(parts[0], parts[1])
+
+
+def _lean_conv(block: ConvNormAct) -> Form | None:
+    units = _units(block)
+    return lean_chain(block, units) if units else None
+
+
+register_lean_form(MBConv, _lean_mbconv)
+register_lean_form(UpEdge, _lean_up_edge)
+register_lean_form(ConvNormAct, _lean_conv)
 
 
 def init_weights(module: nn.Module) -> None:

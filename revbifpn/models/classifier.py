@@ -1,7 +1,7 @@
 """RevBiFPN for image classification, with the methods that every timm model answers."""
 
 # No postponed annotations here: torch.fx copies those of forward into its graphs, where TorchScript reads them as types.
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,12 +11,13 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
-from revbifpn.models.checkpoints import adapt_stem, convert_checkpoint
 from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.sequential import Exact
 
 #: Kinds of global pooling: timm's, and "" for none.
 POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -37,7 +38,7 @@ class ClassificationHead(nn.Module):
             for fine, coarse, spec in zip(channels, channels[1:], STREAMS, strict=False)
         )
         self.final: nn.Module = ConvNormAct(channels[-1], variant.fc_features)
-        self.drop_rate = drop_rate
+        self.drop_rate = check_rate("drop_rate", drop_rate)
         self.apply(init_weights)
         self.reset(variant.fc_features, num_classes, global_pool)
 
@@ -52,8 +53,9 @@ class ClassificationHead(nn.Module):
         """Replace pooling and linear layer by fresh ones for ``features`` channels.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
+        check_count("num_classes", num_classes, 0)
         if global_pool not in POOLS:
             known = ", ".join(map(repr, POOLS))
             raise ValueError(f"global_pool must be one of {known} ('' for none), got {global_pool!r}")
@@ -97,6 +99,9 @@ class RevBiFPN(RevBiFPNPyramid):
         reversible, exact, exact_bits: see :class:`.RevBiFPNPyramid`.
         device, dtype: where and as what parameters and buffers are made; None for torch's defaults.
 
+    Raises:
+        ValueError: for a number or rate out of its range, or an unknown kind of pooling.
+
     Attributes:
         num_features: channels of :meth:`forward_features`.
         head_hidden_size: channels that the linear layer sees; twice ``num_features`` with "catavgmax".
@@ -113,7 +118,7 @@ class RevBiFPN(RevBiFPNPyramid):
         drop_path_rate: float | None = None,
         global_pool: str = "avg",
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -157,8 +162,9 @@ class RevBiFPN(RevBiFPNPyramid):
         """(N, in_chans, H, W) -> the kept levels, finest first (what :class:`.RevBiFPNPyramid` returns)."""
         return super().forward(image)
 
-    def forward_neck(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(self._level(streams, level) for level in self.kept_levels)
+    def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        outputs = super().forward_levels(image, levels)
+        return tuple(self.levels[level](output) for level, output in zip(levels, outputs, strict=True))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, h, w) -> (N, num_classes); pooled features, (N, head_hidden_size), if ``pre_logits``.
@@ -171,9 +177,6 @@ class RevBiFPN(RevBiFPNPyramid):
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """(N, in_chans, H, W) -> logits, (N, num_classes)."""
         return self.forward_head(self.forward_features(image))
-
-    def _level(self, streams: tuple[Tensor, ...], level: int) -> Tensor:
-        return self.levels[level](self.run(self.neck[level], streams[level]))
 
     def _fold(self, levels: tuple[Tensor, ...]) -> Tensor:
         return self.head.fold(levels, self.run) if len(self.head.steps) else levels[-1]
@@ -208,10 +211,9 @@ class RevBiFPN(RevBiFPNPyramid):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take = self._take(indices)
-        streams = self.forward_body(x)
         if intermediates_only:
-            return [self._level(streams, level) for level in take]
-        levels = self.forward_neck(streams)
+            return list(self.forward_levels(x, take))
+        levels = self.forward_pyramid(x)
         return self._fold(levels), [levels[self.kept_levels.index(level)] for level in take]
 
     def _take(self, indices: int | list[int] | tuple[int, ...] | None) -> list[int]:
@@ -257,7 +259,7 @@ class RevBiFPN(RevBiFPNPyramid):
         """Replace the linear layer by a fresh one for ``num_classes`` (0: none), and the pooling if one is named.
 
         Raises:
-            ValueError: for an unknown kind of pooling.
+            ValueError: for an unknown kind of pooling, or a negative number of classes.
         """
         like = next(self.parameters())
         pool = self.global_pool if global_pool is None else global_pool
@@ -281,8 +283,3 @@ class RevBiFPN(RevBiFPNPyramid):
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Published or own key layout -> the model's, with a stem for its image channels (timm's name, beside the class)."""
-    return adapt_stem(convert_checkpoint(state_dict), model)

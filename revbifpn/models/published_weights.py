@@ -1,15 +1,8 @@
-"""The weights that the authors of RevBiFPN published (ImageNet-1k classifiers): where they are, and how to fetch them."""
+"""The weights that the authors of RevBiFPN published (ImageNet-1k classifiers): where they are, and which files they are."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from http.client import HTTPException
-from pathlib import Path
-
-import torch
-
-from revbifpn.models.checkpoints import CheckpointError
 
 _ADDRESS = "https://cerebras-public.s3.us-west-2.amazonaws.com/revbifpn"
 
@@ -43,43 +36,11 @@ PUBLISHED = {
 }
 
 
-def fetch_published(name: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """The published file of a variant: the copy in ``folder``, or a download.
-
-    A download is checked before it gets its name, so what lies there is whole; a copy that was there is checked too.
-
-    Args:
-        name: ``"s0"`` to ``"s6"``.
-        folder: torch.hub's ``checkpoints`` if None.
-        progress: show a bar on stderr.
-
-    Raises:
-        CheckpointError: if the file cannot be had or is another one. It names the address, the sha256 and the place.
-    """
-    weights = PUBLISHED[name]
-    folder = Path(torch.hub.get_dir(), "checkpoints") if folder is None else Path(folder)
-    path = folder / weights.url.rsplit("/", 1)[-1]
-    if path.is_file():
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != weights.sha256:
-            raise CheckpointError(_refusal(name, path, f"{path} is another file or a damaged one (its sha256 is {found})"))
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=weights.sha256, progress=progress)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torch.hub's, for another sha256
-        reason = f"the download failed or arrived damaged ({type(error).__name__}: {error})"
-        raise CheckpointError(_refusal(name, path, reason)) from error
-    return path
+def published_at(address: str) -> PublishedWeights | None:
+    """The published file of an address; None where it is none."""
+    return next((weights for weights in PUBLISHED.values() if weights.url == address), None)
 
 
-def _refusal(name: str, path: Path, reason: str) -> str:
-    weights = PUBLISHED[name]
-    return (
-        f"no published weights for RevBiFPN-{name}: {reason}.\n"
-        f"  address:         {weights.url}\n"
-        f"  expected sha256: {weights.sha256}\n"
-        f"  place:           {path}\n"
-        "Put the file there by hand (replacing what is there), or name another with pretrained_cfg_overlay=dict(file=...)."
-    )
+def published_as(name: str) -> PublishedWeights | None:
+    """The published file of a name, such as ``"revbifpn_s0.pth.tar"``; None where there is none."""
+    return next((weights for weights in PUBLISHED.values() if weights.url.endswith(f"/{name}")), None)

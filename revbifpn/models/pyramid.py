@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
-from revbifpn.models.checkpoints import convert_checkpoint, is_published_layout
+from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
-from revbifpn.reversible import RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
+from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
-from revbifpn.reversible.layers import Streams
+from revbifpn.reversible.sequential import Exact
+from revbifpn.reversible.streams import Streams
 
 NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
 
@@ -31,21 +33,21 @@ class Body(ReversibleSequential):
     """
 
     def __init__(
-        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: bool, exact_bits: int
+        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: Exact, exact_bits: int
     ) -> None:
         layers = _body_layers(variant, drop_path_rate)
         super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
         self.in_chans = in_chans
         self.slots = variant.stem_channels
 
-    def forward(self, *streams: Tensor) -> Streams:  # type: ignore[override]
+    def forward(self, *streams: Tensor, readout: ReadOut | None = None) -> Streams:  # type: ignore[override]
         (image,) = streams
         if isinstance(image, Proxy):
             raise TypeError(
                 "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
                 "with a tracer that has revbifpn.models.pyramid.Body among its leaf modules"
             )
-        return super().forward(repeat_channels(image, self.slots))
+        return super().forward(repeat_channels(image, self.slots), readout=readout)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
@@ -63,14 +65,14 @@ class RevBiFPNPyramid(nn.Module):
         in_chans: image channels.
         drop_path_rate: stochastic depth rate of the last stage, rising linearly from the first; None for the variant's.
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
-        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`).
+        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does where half precision is at work.
         exact_bits: fractional bits of the exact mode's grid.
 
     Attributes:
         kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
 
     Raises:
-        ValueError: for an unknown variant, or no image channels.
+        ValueError: for an unknown variant, no image channels, or a rate outside of 0 <= rate < 1.
     """
 
     def __init__(
@@ -79,17 +81,15 @@ class RevBiFPNPyramid(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float | None = None,
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
-        if in_chans < 1:
-            raise ValueError(f"RevBiFPN-{self.variant.name} needs at least one image channel, got {in_chans=}")
-        self.in_chans = in_chans
+        self.in_chans = check_count("in_chans", in_chans, 1)
         self.reversible = reversible
         self.kept_levels = tuple(range(len(STRIDES)))
-        rate = self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rate = check_rate("drop_path_rate", self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate)
         slots = self.variant.stem_channels
         self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
         self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
@@ -97,6 +97,7 @@ class RevBiFPNPyramid(nn.Module):
             MBConv(c, out, kernel=5, expand=spec.neck_expand, se_ratio=spec.neck_se_ratio)
             for c, out, spec in zip(self.variant.channels, self.variant.neck_channels, STREAMS, strict=True)
         )
+        self._readouts: dict[tuple[int, ...], ReadOut] = {}
         self.apply(init_weights)
 
     def stage_layers(self, stage: int) -> list[nn.Module]:
@@ -107,19 +108,30 @@ class RevBiFPNPyramid(nn.Module):
         """(N, in_chans, H, W) -> the four streams, stream i of shape (N, variant.channels[i], H / stride, W / stride).
 
         Raises:
-            ValueError: if the image has another number of channels, or sides that are no multiples of 32.
+            ValueError: if the image has another number of channels, sides that are no multiples of 32, or integers.
         """
         self._check_image(image)
         streams = self.body(self.stem(image))
         return tuple(streams[i] for i in range(len(STRIDES)))
 
-    def forward_neck(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The body's streams -> the pyramid's kept levels, with ``variant.neck_channels``."""
-        return tuple(self.run(self.neck[i], streams[i]) for i in self.kept_levels)
+    def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        """(N, in_chans, H, W) -> the chosen ``levels``, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        if isinstance(image, Proxy):
+            streams = self.forward_body(image)
+            return tuple(self.neck[level](streams[level]) for level in levels)
+        self._check_image(image)
+        outputs: tuple[Tensor, ...] = self.body(self.stem(image), readout=self._readout(tuple(levels)))
+        return outputs
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_chans, H, W) -> four levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
-        return self.forward_neck(self.forward_body(image))
+        """(N, in_chans, H, W) -> the kept levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        return self.forward_levels(image, self.kept_levels)
+
+    def _readout(self, levels: tuple[int, ...]) -> ReadOut:
+        """The neck of some levels, as the end of the body's pass."""
+        if levels not in self._readouts:
+            self._readouts[levels] = ReadOut([(level, self.neck[level]) for level in levels], len(STRIDES))
+        return self._readouts[levels]
 
     def keep_levels(self, levels: Iterable[int]) -> None:
         """Drop what only serves other levels: their neck, and the edges of the last silo that lead to nothing kept.
@@ -142,13 +154,31 @@ class RevBiFPNPyramid(nn.Module):
         _drop_edges(silo.up, lambda target: target in kept)
         _drop_edges(silo.down, lambda target: target >= kept[0])
         self.kept_levels = tuple(kept)
+        self._readouts.clear()
 
     def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        """Run a module that is not reversible, without keeping its inner activations in reversible mode."""
-        # torch.fx has no values yet, so nothing to keep: its graph runs the module as it is.
-        plain = not self.reversible or isinstance(inputs[0], Proxy)
-        output: Tensor = module(*inputs) if plain else recompute(module, *inputs)
-        return output
+        """Run a module that is not reversible, keeping as little of it as the mode asks for."""
+        if isinstance(inputs[0], Proxy):  # torch.fx has no values yet, so nothing to keep
+            output: Tensor = module(*inputs)
+            return output
+        return recompute(module, *inputs, store=not self.reversible, exact=self.body.is_exact(inputs[0]))
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, allow_non_finite: bool = False
+    ) -> Any:
+        """torch's, for other key layouts and stems too; if ``strict``, nothing is loaded unless everything fits.
+
+        timm's ``checkpoint_path`` ends here, so this is a part of the path in :mod:`revbifpn.models.checkpoints`.
+
+        Args:
+            allow_non_finite: take weights that are NaN or infinite too, where ``strict`` would refuse them.
+
+        Raises:
+            CheckpointError: if ``strict``, see :func:`.fit`.
+        """
+        if strict and not isinstance(state_dict, Fitted):
+            state_dict = fit(state_dict, self, "the state dict", allow_non_finite=allow_non_finite)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the published key layout too, wherever a state dict is loaded from."""
@@ -166,6 +196,11 @@ class RevBiFPNPyramid(nn.Module):
             raise ValueError(
                 f"{name}: expected an image batch of shape (N, {self.in_chans}, H, W), got {tuple(image.shape)}; "
                 "the number of channels is set by in_chans"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"{name}: image must hold floating-point numbers, normalized as in training, got {image.dtype}: for pixels of "
+                "0..255 that is (image / 255 - mean) / std"
             )
         # While exporting, sides may be symbols; the exporter then keeps the constraint itself.
         h, w = image.shape[-2:]

@@ -1,172 +1,366 @@
 """Additive layers: lists of couplings ``target += edge(source)``.
 
-Running the list backwards with minus signs is the inverse, and the one run of an edge that this takes serves its gradient too.
+Running the list backwards with minus signs is the inverse, and the one replay of an edge that this takes serves its gradient
+too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from revbifpn.reversible.exact import round_to_grid
-from revbifpn.reversible.layers import MaybeGrads, PullBack, ReversibleLayer, Streams, Values
-from revbifpn.reversible.replay import EdgeRun
+from revbifpn.reversible.forms import Replay, Setting, own_dtype, without_autocast
+from revbifpn.reversible.layers import Held, Reversed, ReversibleLayer
+from revbifpn.reversible.plan import Coupling, Plan, Planned, Wiring
+from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
-
-class Coupling(NamedTuple):
-    """``parts[target] += edge(parts[source])``; ``name`` is for messages."""
-
-    source: int
-    target: int
-    edge: nn.Module
-    name: str
+#: For each coupling, whether its edge is stored.
+Choice = Sequence[bool]
 
 
 class AdditiveLayer(ReversibleLayer):
-    """A reversible layer made of couplings over *parts*: streams, or what a stream is split into."""
+    """A reversible layer made of couplings; a subclass says in :meth:`wiring` which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._planned: Planned[Plan] = Planned()
+
+    def wiring(self) -> Wiring:
+        """The couplings, and how streams are made of parts."""
+        raise NotImplementedError
 
     def couplings(self) -> list[Coupling]:
-        """The couplings in forward order. No coupling's source is changed before its inverse has read it."""
-        raise NotImplementedError
+        """The couplings in forward order."""
+        return self.wiring().couplings
 
-    def split(self, streams: Streams) -> list[Tensor | None]:
-        """Input streams -> parts; None for a part that the couplings create."""
-        raise NotImplementedError
+    def plan(self) -> Plan:
+        """The plan for the layer as it is now."""
+        return self._planned.get(lambda: Plan(self.wiring()), lambda plan: plan.structure)
 
-    def split_outputs(self, streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Output streams, or their gradients, -> parts."""
-        raise NotImplementedError
+    def is_lean(self) -> bool:
+        return self.plan().lean
 
-    def join(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Parts -> streams; None where a stream's parts are all None."""
-        raise NotImplementedError
+    def transform(self, streams: Streams, setting: Setting) -> Streams:
+        def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
+            # The view gives the edge a node of its own: autograd then sums gradients in the order of `AdditiveRun.reverse`.
+            value: Tensor = coupling.edge(own_dtype(coupling.edge, source.view_as(source), setting))
+            return value
 
-    def created(self) -> frozenset[int]:
-        """The parts that have no input of their own."""
-        return frozenset()
-
-    def edge_runs(self) -> list[EdgeRun]:
-        return [EdgeRun(coupling.edge) for coupling in self.couplings()]
-
-    def transform(self, streams: Streams, runs: list[EdgeRun] | None) -> Streams:
-        parts, dtype = self.split(streams), streams[0].dtype
-        for index, coupling in enumerate(self.couplings()):
-            source, target = _present(parts[coupling.source]), parts[coupling.target]
-            # The view gives the edge a node of its own, so that stored mode sums gradients in the order of `pull_back`.
-            run = coupling.edge if runs is None else runs[index].first
-            value = self._edge_value(coupling, run, source.view_as(source), target, dtype)
-            parts[coupling.target] = value if target is None else target + value
-        return tuple(_present(stream) for stream in self.join(parts))
+        return transform(type(self).__name__, self.wiring(), streams, value_of, setting.bits)
 
     def inverse(self, *streams: Tensor) -> Streams:
-        parts, dtype, created = self.split_outputs(streams), streams[0].dtype, self.created()
-        for coupling in reversed(self.couplings()):
-            if coupling.target not in created:
+        name, wiring = type(self).__name__, self.wiring()
+        parts = _split(streams, wiring.outputs, wiring.num_parts, f"{name}.inverse")
+        kept = {part for stream in wiring.inputs for part in stream}
+        for coupling in reversed(wiring.couplings):
+            if coupling.target in kept:
                 source, target = _present(parts[coupling.source]), _present(parts[coupling.target])
-                parts[coupling.target] = target - self._edge_value(coupling, coupling.edge, source, target, dtype)
-        return tuple(_present(s) for s in self.join([p for i, p in enumerate(parts) if i not in created]))
+                with _named(name, coupling, source):
+                    value = coupling.edge(source)
+                _check_shape(name, coupling, value, target)
+                parts[coupling.target] = target - _settle(value, target.dtype, self.exact_bits)
+        return tuple(_present(stream) for stream in _join(parts, wiring.inputs))
 
-    def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
-    ) -> PullBack:
-        couplings, created, dtype = self.couplings(), self.created(), outputs.streams[0].dtype
-        stream_of_part = self.streams_of_parts(len(outputs.streams))
-        values, part_grads = self.split_outputs(outputs.streams), self.split_outputs(grads)
-        needed = self._source_needs(couplings, runs, stream_of_part, needs)
-        param_grads: list[tuple[Tensor | None, ...]] = [()] * len(couplings)
-        # Parts whose value or gradient is ours to change in place.
-        own_values = {part for part, stream in enumerate(stream_of_part) if outputs.owned[stream]}
-        own_grads: set[int] = set()
-        for index in reversed(range(len(couplings))):
-            coupling, run, leaves = couplings[index], runs[index], params[index]
+    def begin(self, setting: Setting, store: Choice | bool = False) -> AdditiveRun:
+        """Begin a pass.
+
+        Args:
+            store: for each coupling, or for all, whether its edge is stored.
+        """
+        return AdditiveRun(type(self).__name__, self.plan(), setting, store)
+
+
+def transform(
+    name: str,
+    wiring: Wiring,
+    streams: Streams,
+    value_of: Callable[[int, Coupling, Tensor], Tensor],
+    bits: int | None,
+) -> Streams:
+    """Map the streams through the couplings with ordinary, differentiable operations.
+
+    Args:
+        name: of the layer, for messages.
+        value_of: (index, coupling, source) -> the value of the coupling's edge.
+        bits: of the exact mode's grid, or None.
+    """
+    parts = _split(streams, wiring.inputs, wiring.num_parts, name)
+    dtype = streams[0].dtype
+    for index, coupling in enumerate(wiring.couplings):
+        source, target = _present(parts[coupling.source]), parts[coupling.target]
+        with _named(name, coupling, source):
+            value = value_of(index, coupling, source)
+        if target is not None:
+            _check_shape(name, coupling, value, target)
+        value = _settle(value, dtype, bits)
+        parts[coupling.target] = value if target is None else target + value
+    return tuple(_present(stream) for stream in _join(parts, wiring.outputs))
+
+
+class AdditiveRun:
+    """One pass of a layer of couplings."""
+
+    def __init__(self, name: str, plan: Plan, setting: Setting, store: Choice | bool) -> None:
+        self.name, self.plan, self.setting = name, plan, setting
+        self.bits = setting.bits if plan.invertible else None  # what is read out is no stream
+        count = len(plan.forms)
+        stored = [store] * count if isinstance(store, bool) else store
+        self.runs = [form.begin(setting, keep) for form, keep in zip(plan.forms, stored, strict=True)]
+        by_edge = plan.parameters()
+        self.needs = [any(param.requires_grad for param in params) for params in by_edge]
+        # The last edge's parameters come first: where edges share one, autograd then adds in the plain network's order.
+        self.params = [param for params in reversed(by_edge) for param in params]
+        self.counts = [len(params) for params in by_edge]
+        self.kept_counts: list[int] = []
+        self.shapes: list[tuple[torch.Size, torch.dtype, torch.device]] = []
+
+    def record(self, streams: Streams, owned: bool) -> Streams:
+        """See :class:`.LayerRun`."""
+        with without_autocast(streams[0]) if self.plan.lean else nullcontext():
+            return self._record(streams, owned)
+
+    def _record(self, streams: Streams, owned: bool) -> Streams:
+        plan, wiring = self.plan, self.plan.wiring
+        parts = _split(streams, wiring.inputs, wiring.num_parts, self.name, dense=True)
+        mine = {part: owned or len(stream) > 1 for stream in wiring.inputs for part in stream}
+        dtype = streams[0].dtype
+        del streams
+        for run, coupling in zip(self.runs, wiring.couplings, strict=True):
+            source, target = _present(parts[coupling.source]), parts[coupling.target]
+            with _named(self.name, coupling, source):
+                value = run.record(source)
+            self.shapes.append((value.shape, value.dtype, value.device))
+            if target is None:
+                parts[coupling.target] = _settle(value, dtype, self.bits) if plan.invertible else value
+            else:
+                _check_shape(self.name, coupling, value, target)
+                value = _settled(value, dtype, self.bits)
+                parts[coupling.target] = target.add_(value) if mine[coupling.target] else target + value
+            mine[coupling.target] = True
+            del value, source, target
+        self.setting.move_counters()
+        outputs = tuple(_present(stream) for stream in _join(parts, wiring.outputs))
+        # Aliases: autograd takes an output that is also an input for untouched.
+        return tuple(output.detach() for output in outputs)
+
+    def kept(self) -> list[Tensor]:
+        """See :class:`.LayerRun`."""
+        kept = [run.kept() for run in self.runs]
+        self.kept_counts = [len(tensors) for tensors in kept]
+        return [tensor for tensors in kept for tensor in tensors]
+
+    def reverse(
+        self, outputs: Held, grads: Held, params: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Reversed:
+        """See :class:`.LayerRun`."""
+        like = next(tensor for tensor in outputs.tensors if tensor is not None)
+        with without_autocast(like) if self.plan.lean else nullcontext():
+            del like
+            return self._reverse(outputs, grads, params, kept, needs)
+
+    def _reverse(
+        self, outputs: Held, grads: Held, params: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Reversed:
+        plan, wiring = self.plan, self.plan.wiring
+        value_wiring = wiring.outputs if plan.invertible else wiring.inputs
+        values = _Parts(outputs, value_wiring, wiring.num_parts)
+        part_grads = _Parts(grads, wiring.outputs, wiring.num_parts)
+        needed = self._source_needs(needs)
+        edge_params, edge_kept = _cut(params, reversed(self.counts)), _cut(kept, self.kept_counts)
+        edge_params.reverse()
+        found: list[list[Tensor | None]] = [[None] * count for count in self.counts]
+        for index in reversed(range(len(self.runs))):
+            coupling = wiring.couplings[index]
             s, t = coupling.source, coupling.target
-            source, target, grad = _present(values[s]), _present(values[t]), part_grads[t]
-            source = source.detach().requires_grad_(needed[index])
-            wanted = [x for x in (source, *leaves) if x.requires_grad]
-            differentiate = grad is not None and bool(wanted)
-            param_grads[index] = (None,) * len(leaves)
-            if not differentiate and t in created:
+            grad = part_grads.tensors[t]
+            differentiate = grad is not None and (needed[index] or self.needs[index])
+            if not differentiate and t in plan.created:
                 continue
-            with torch.set_grad_enabled(differentiate):
-                value = self._edge_value(coupling, partial(run.again, leaves), source, target, dtype)
-            if differentiate and value.requires_grad:
-                found = iter(torch.autograd.grad(value, wanted, grad, allow_unused=True))
-                source_grad = next(found) if source.requires_grad else None
-                param_grads[index] = tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
-                _accumulate(part_grads, s, source_grad, own_grads)
-            if t not in created:
-                if t in own_values:
-                    target.sub_(value.detach())
-                else:
-                    values[t] = target - value.detach()
-                    own_values.add(t)
-            del value, source, target, leaves, wanted
-        keep = [i for i in range(len(values)) if i not in created]
-        inputs = tuple(_present(x) for x in self.join([values[i] for i in keep]))
-        input_grads = self.join([part_grads[i] for i in keep])
-        # A stream with a part that was not replaced still is, or is a view of, what somebody else holds.
-        borrowed = {stream_of_part[p] for p in range(len(values)) if p not in own_values and values[p] is not None}
-        owned = tuple(stream not in borrowed for stream in range(len(inputs)))
-        return PullBack(Values(inputs, owned), input_grads, param_grads)
+            source = _present(values.tensors[s])
+            with _named(self.name, coupling, source):
+                replay = self.runs[index].replay(
+                    source, edge_params[index], edge_kept[index], grad if differentiate else None, needed[index]
+                )
+                replay.fresh = part_grads.tensors[s] is None
+                target = None if t in plan.created else values.own(t)
+                for rows, value in replay.values():
+                    self._check_replayed(index, coupling, value)
+                    if target is not None:
+                        target[rows].sub_(_settled(value, target.dtype, self.bits))
+                    del value
+                if differentiate:
+                    part_grads.add(s, source, replay, needed[index])
+                    found[index] = replay.param_grads()
+            del replay, source, target, grad
+        inputs = values.join(wiring.inputs)
+        input_grads = part_grads.join(wiring.inputs)
+        kept_grads = [grad if need else None for grad, need in zip(input_grads.tensors, needs, strict=True)]
+        return Reversed(
+            inputs,
+            Held(kept_grads, input_grads.owned),
+            [grad for grads_of_edge in reversed(found) for grad in grads_of_edge],
+        )
 
-    def _source_needs(
-        self, couplings: Sequence[Coupling], runs: Sequence[EdgeRun], stream_of_part: Sequence[int], needs: Sequence[bool]
-    ) -> list[bool]:
-        """For each coupling, whether its source takes a gradient: what autograd finds out by itself in stored mode."""
-        created = self.created()
-        part_needs = [False if p in created else bool(needs[stream]) for p, stream in enumerate(stream_of_part)]
+    def differentiable(self, streams: Streams, params: Sequence[Tensor]) -> Streams:
+        """See :class:`.LayerRun`."""
+        edge_params = _cut(params, reversed(self.counts))
+        edge_params.reverse()
+
+        def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
+            return self.runs[index].differentiable(source, edge_params[index])
+
+        return transform(self.name, self.plan.wiring, streams, value_of, self.bits)
+
+    def _source_needs(self, needs: Sequence[bool]) -> list[bool]:
+        """For each coupling, whether its source takes a gradient: what autograd finds out by itself in a plain network."""
+        part_needs = [False] * self.plan.wiring.num_parts
+        for stream, need in zip(self.plan.wiring.inputs, needs, strict=True):
+            for part in stream:
+                part_needs[part] = need
         source_needs = []
-        for coupling, run in zip(couplings, runs, strict=True):
+        for coupling, trains in zip(self.plan.wiring.couplings, self.needs, strict=True):
             source_needs.append(part_needs[coupling.source])
-            part_needs[coupling.target] |= part_needs[coupling.source] or any(run.needs)
+            part_needs[coupling.target] |= part_needs[coupling.source] or trains
         return source_needs
 
-    def streams_of_parts(self, num_outputs: int) -> list[int]:
-        """For each part, the index of the stream that it belongs to."""
-        return list(range(num_outputs))
-
-    def _edge_value(
-        self,
-        coupling: Coupling,
-        run: Callable[[Tensor], Tensor],
-        source: Tensor,
-        target: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """Run an edge, check what comes out, bring it to the streams' dtype and, in exact mode, on the grid."""
-        try:
-            value = run(source)
-        except Exception as error:
-            error.add_note(
-                f"raised in {type(self).__name__}'s edge {coupling.name}, which got a tensor of shape {tuple(source.shape)}"
+    def _check_replayed(self, index: int, coupling: Coupling, value: Tensor) -> None:
+        shape, dtype, device = self.shapes[index]
+        if value.shape[1:] != shape[1:] or value.dtype != dtype or value.device != device:
+            raise RuntimeError(
+                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the backward "
+                f"pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of its input, "
+                "parameters and buffers. Take out what differs between two calls, or set reversible=False"
             )
-            raise
-        if target is not None and value.shape != target.shape:
-            raise ValueError(
-                f"{type(self).__name__}: edge {coupling.name} returned shape {tuple(value.shape)}, "
-                f"its target stream has {tuple(target.shape)}"
-            )
-        # Under autocast an edge may return half precision; a stream kept in it would be rebuilt with errors of 1e-2.
-        value = value.to(dtype)
-        return value if self.exact_bits is None else round_to_grid(value, self.exact_bits)
 
 
-def _accumulate(grads: list[Tensor | None], index: int, grad: Tensor | None, owned: set[int]) -> None:
-    """``grads[index] += grad``, in place once the sum is ours."""
-    old = grads[index]
-    if grad is None:
-        return
-    if old is None:
-        grads[index] = grad
-    elif index in owned:
-        old += grad
-    else:
-        grads[index] = old + grad
-        owned.add(index)
+class _Parts:
+    """Values or gradients of a layer's parts in its backward pass."""
+
+    def __init__(self, held: Held, wiring: Sequence[tuple[int, ...]], count: int) -> None:
+        self.tensors: list[Tensor | None] = [None] * count
+        self.owned = [False] * count
+        for index, parts in enumerate(wiring):
+            tensor, held.tensors[index] = held.tensors[index], None
+            if len(parts) == 1:
+                self.tensors[parts[0]], self.owned[parts[0]] = tensor, held.owned[index]
+            elif tensor is not None:
+                for part, half in zip(parts, _halves(tensor, dense=True), strict=True):
+                    self.tensors[part], self.owned[part] = half, True
+            del tensor
+
+    def own(self, part: int) -> Tensor:
+        """The part's tensor, in memory that may be overwritten."""
+        if not self.owned[part]:
+            self.tensors[part], self.owned[part] = _present(self.tensors[part]).clone(), True
+        return _present(self.tensors[part])
+
+    def add(self, part: int, like: Tensor, replay: Replay, wanted: bool) -> None:
+        """Add the gradient that a replay finds to the part's. It is run through also where it is not wanted."""
+        fresh = self.tensors[part] is None
+        total: Tensor | None = None
+        for rows, chunk in replay.gradients():
+            if not wanted:
+                continue
+            if not fresh:
+                self._add_chunk(part, rows, chunk)
+            elif chunk.shape[0] == like.shape[0]:
+                total = chunk.to(like.dtype)
+            elif replay.source_grad() is None:
+                total = torch.empty_like(like) if total is None else total
+                total[rows] = chunk
+            del chunk
+        if fresh and wanted:
+            self.tensors[part] = replay.source_grad() if total is None else total
+            self.owned[part] = True
+
+    def _add_chunk(self, part: int, rows: slice, chunk: Tensor) -> None:
+        if chunk.shape[0] == _present(self.tensors[part]).shape[0] and not self.owned[part]:
+            self.tensors[part], self.owned[part] = self.tensors[part] + chunk, True  # type: ignore[operator]
+        else:
+            self.own(part)[rows].add_(chunk)
+
+    def join(self, wiring: Sequence[tuple[int, ...]]) -> Held:
+        """The streams that the parts make up; the parts are let go."""
+        joined = Held([], [])
+        for parts in wiring:
+            tensors = [self.tensors[part] for part in parts]
+            for part in parts:
+                self.tensors[part] = None
+            joined.tensors.append(_join_parts(tensors))
+            joined.owned.append(len(parts) > 1 or self.owned[parts[0]])
+        return joined
+
+
+def _split(
+    streams: Sequence[Tensor], wiring: Sequence[tuple[int, ...]], count: int, where: str, dense: bool = False
+) -> list[Tensor | None]:
+    """Streams -> parts; None for a part that the couplings create."""
+    check_count(streams, len(wiring), where)
+    parts: list[Tensor | None] = [None] * count
+    for stream, of_stream in zip(streams, wiring, strict=True):
+        for part, tensor in zip(of_stream, [stream] if len(of_stream) == 1 else _halves(stream, dense), strict=True):
+            parts[part] = tensor
+    return parts
+
+
+def _join(parts: list[Tensor | None], wiring: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
+    return [_join_parts([parts[part] for part in of_stream]) for of_stream in wiring]
+
+
+def _halves(stream: Tensor, dense: bool) -> list[Tensor]:
+    """The two halves of a stream's channels; ``dense``: each in memory of its own, as operators want it."""
+    if stream.shape[1] % 2:
+        raise ValueError(f"RevBlock: the number of channels must be even to be split in halves, got {stream.shape[1]}")
+    halves = list(stream.chunk(2, dim=1))
+    if not dense:
+        return halves
+    return [torch.clone(half, memory_format=memory_format_of(stream)) for half in halves]
+
+
+def _join_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
+    if len(parts) == 1 or all(part is None for part in parts):
+        return parts[0]
+    known = next(part for part in parts if part is not None)
+    return torch.cat([torch.zeros_like(known) if part is None else part for part in parts], dim=1)
+
+
+def _settle(value: Tensor, dtype: torch.dtype, bits: int | None) -> Tensor:
+    """An edge's value as it enters a stream: in the stream's dtype and, in exact mode, on the grid."""
+    # Under autocast an edge may return half precision; a stream kept in it would be rebuilt with errors of 1e-2.
+    value = value.to(dtype)
+    return value if bits is None else round_to_grid(value, bits)
+
+
+def _settled(value: Tensor, dtype: torch.dtype, bits: int | None) -> Tensor:
+    """As :func:`_settle`, for an in-place sum, which raises the dtype by itself."""
+    return value if bits is None else round_to_grid(value.to(dtype), bits)
+
+
+def _cut(tensors: Sequence[Tensor], counts: Sequence[int] | Iterator[int]) -> list[list[Tensor]]:
+    rest = iter(tensors)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+@contextmanager
+def _named(name: str, coupling: Coupling, source: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised in {name}'s edge {coupling.name}, which got a tensor of shape {tuple(source.shape)}")
+        raise
+
+
+def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: edge {coupling.name} returned {type(value).__name__}, but an edge has to return one tensor")
+    if value.shape != target.shape:
+        raise ValueError(
+            f"{name}: edge {coupling.name} returned shape {tuple(value.shape)}, its target stream has {tuple(target.shape)}"
+        )
 
 
 def _present(part: Tensor | None) -> Tensor:

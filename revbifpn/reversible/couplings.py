@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from revbifpn.reversible.additive import AdditiveLayer, Coupling
-from revbifpn.reversible.layers import Streams, check_count
+from revbifpn.reversible.additive import AdditiveLayer
+from revbifpn.reversible.plan import Coupling, Wiring
 
 
 class RevSilo(AdditiveLayer):
@@ -59,25 +58,11 @@ class RevSilo(AdditiveLayer):
     def extra_repr(self) -> str:
         return f"{self.num_inputs} -> {self.num_outputs} streams"
 
-    def created(self) -> frozenset[int]:
-        return frozenset(range(self.num_inputs, self.num_outputs))
-
-    def couplings(self) -> list[Coupling]:
+    def wiring(self) -> Wiring:
         # Each half reads its *inputs*. Taken from its last target on, no edge finds its source already updated.
         down = sorted(_flatten(self.down, "down"), key=lambda c: (-c.target, c.source))
         up = sorted(_flatten(self.up, "up"), key=lambda c: (c.target, c.source))
-        return [*down, *up]
-
-    def split(self, streams: Streams) -> list[Tensor | None]:
-        check_count(streams, self.num_inputs, "RevSilo")
-        return [*streams, *([None] * (self.num_outputs - self.num_inputs))]
-
-    def split_outputs(self, streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-        check_count(streams, self.num_outputs, "RevSilo.inverse")
-        return list(streams)
-
-    def join(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return list(parts)
+        return Wiring([*down, *up], [(i,) for i in range(self.num_inputs)], [(i,) for i in range(self.num_outputs)])
 
 
 class RevBlock(AdditiveLayer):
@@ -98,21 +83,8 @@ class RevBlock(AdditiveLayer):
         self.f = f
         self.g = g
 
-    def couplings(self) -> list[Coupling]:
-        return [Coupling(0, 1, self.f, "f"), Coupling(1, 0, self.g, "g")]
-
-    def split(self, streams: Streams) -> list[Tensor | None]:
-        return self.split_outputs(streams)
-
-    def split_outputs(self, streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-        check_count(streams, 1, "RevBlock")
-        return _halves(streams[0])
-
-    def join(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [_join_halves(parts[0], parts[1])]
-
-    def streams_of_parts(self, num_outputs: int) -> list[int]:
-        return [0, 0]
+    def wiring(self) -> Wiring:
+        return Wiring([Coupling(0, 1, self.f, "f"), Coupling(1, 0, self.g, "g")], [(0, 1)], [(0, 1)])
 
 
 class StreamWise(AdditiveLayer):
@@ -128,36 +100,16 @@ class StreamWise(AdditiveLayer):
         super().__init__()
         self.chains = nn.ModuleList(nn.ModuleList(chain) for chain in chains)
 
-    def couplings(self) -> list[Coupling]:
+    def wiring(self) -> Wiring:
         couplings = []
-        for stream, chain in enumerate(self._blocks()):
+        chains: list[list[RevBlock]] = [list(chain) for chain in self.chains]  # type: ignore[call-overload]
+        for stream, chain in enumerate(chains):
             for depth, block in enumerate(chain):
-                for source, target, edge, name in block.couplings():
-                    couplings.append(
-                        Coupling(2 * stream + source, 2 * stream + target, edge, f"chains[{stream}][{depth}].{name}")
-                    )
-        return couplings
-
-    def _blocks(self) -> list[list[RevBlock]]:
-        return [list(chain) for chain in self.chains]  # type: ignore[call-overload]
-
-    def split(self, streams: Streams) -> list[Tensor | None]:
-        return self.split_outputs(streams)
-
-    def split_outputs(self, streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-        check_count(streams, len(self.chains), "StreamWise")
-        parts: list[Tensor | None] = []
-        for stream, chain in zip(streams, self._blocks(), strict=True):
-            parts += _halves(stream) if chain else [stream, None]
-        return parts
-
-    def join(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [
-            _join_halves(parts[2 * i], parts[2 * i + 1]) if chain else parts[2 * i] for i, chain in enumerate(self._blocks())
-        ]
-
-    def streams_of_parts(self, num_outputs: int) -> list[int]:
-        return [stream for stream in range(num_outputs) for _ in range(2)]
+                for half in block.couplings():
+                    name = f"chains[{stream}][{depth}].{half.name}"
+                    couplings.append(Coupling(2 * stream + half.source, 2 * stream + half.target, half.edge, name))
+        streams = [(2 * i, 2 * i + 1) if chain else (2 * i,) for i, chain in enumerate(chains)]
+        return Wiring(couplings, streams, streams)
 
 
 def _nest(edges: Mapping[tuple[int, int], nn.Module]) -> nn.ModuleDict:
@@ -176,40 +128,3 @@ def _flatten(nested: nn.ModuleDict, direction: str) -> list[Coupling]:
         for source, edges in nested.items()
         for target, edge in cast(nn.ModuleDict, edges).items()
     ]
-
-
-def _halves(stream: Tensor | None) -> list[Tensor | None]:
-    if stream is None:
-        return [None, None]
-    if stream.shape[1] % 2:
-        raise ValueError(f"RevBlock: the number of channels must be even to be split in halves, got {stream.shape[1]}")
-    return list(stream.chunk(2, dim=1))
-
-
-def _join_halves(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None and second is None:
-        return None
-    if first is not None and second is not None and (whole := _split_from(first, second)) is not None:
-        return whole
-    if first is None or second is None:  # a gradient of which only one half exists
-        known = first if second is None else second
-        assert known is not None
-        first, second = (torch.zeros_like(known) if half is None else half for half in (first, second))
-    return torch.cat([first, second], dim=1)
-
-
-def _split_from(first: Tensor, second: Tensor) -> Tensor | None:
-    """The stream of which two tensors are still the halves, in its memory; None if there is none."""
-    whole = first._base
-    if (
-        whole is None
-        or whole is not second._base
-        or whole.ndim != first.ndim
-        or first.shape[1] + second.shape[1] != whole.shape[1]
-    ):
-        return None
-    same_strides = whole.stride() == first.stride() == second.stride()
-    offset = first.storage_offset()
-    same_place = offset == whole.storage_offset() and second.storage_offset() == offset + first.shape[1] * whole.stride(1)
-    same_shape = whole.shape[2:] == first.shape[2:] and whole.shape[0] == first.shape[0]
-    return whole if same_strides and same_place and same_shape else None

@@ -4,15 +4,20 @@
 multiple of ``2**-bits``. A float with a ``p``-bit significand (24 in float32, 53 in float64) holds every such multiple below
 ``2**(p - bits)`` in magnitude, so sums and differences in that range are exact in any order, and what is rebuilt is
 bit-identical to what was there, at any depth.
+
+``exact="auto"``, the default everywhere, does this where half precision is at work in training (autocast, parameters or images),
+since there ordinary reversal is off by percents; in float32 it reverses ordinarily, with errors of some 1e-6.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 #: Steps of 2**-13 = 1.2e-4, exact below 2**11 = 2048 in float32: batch-normalised edges add values of order one.
 DEFAULT_BITS = 13
@@ -28,14 +33,12 @@ class ReversalPrecisionWarning(UserWarning):
     """Ordinary reversal runs in a setting where its gradients are visibly inexact."""
 
 
-def warn_half_precision(dtype: torch.dtype) -> None:
-    """Say that ordinary reversal under half-precision autocast is inexact, and what to do."""
-    warnings.warn(
+def half_precision_text(dtype: torch.dtype) -> str:
+    """What ordinary reversal in half precision means, and what to do."""
+    return (
         f"reversible layers under {dtype} autocast without exact=True: the last-bit errors of rebuilt activations flip "
         "half-precision roundings inside the edges, and gradients differ from stored mode's by percents, more with depth. "
-        "exact=True (or revbifpn.set_exact(model)) makes them bit-identical at little cost. Said once a model.",
-        ReversalPrecisionWarning,
-        stacklevel=2,
+        'exact="auto" (the default) and exact=True make them bit-identical at little cost.'
     )
 
 
@@ -63,8 +66,8 @@ def round_to_grid(value: Tensor, bits: int) -> Tensor:
     """
     if value.dtype not in _SIGNIFICAND_BITS:
         raise TypeError(
-            f"exact reversal needs float32 or float64 streams, got {value.dtype}: keep the model and its input in float32 "
-            "and use torch.autocast for mixed precision, or set exact=False"
+            f"exact reversal needs float32 or float64 streams, got {value.dtype}: put the layer into a ReversibleSequential, which "
+            "keeps its streams in float32, or set exact=False"
         )
     if torch.is_grad_enabled() and value.requires_grad:
         rounded: Tensor = _RoundToGrid.apply(value, bits)
@@ -77,22 +80,62 @@ def exact_limit(dtype: torch.dtype, bits: int) -> float:
     return 2.0 ** (_SIGNIFICAND_BITS[dtype] - bits)
 
 
-class ExactMonitor:
-    """Checks for one forward and backward pass that the reversal really was exact; says so, once a model, where it was not.
+class Reports:
+    """What a model has to say of its passes, each thing once; shared by all its passes.
 
-    Two checks, each a reduction over the streams and one read-back in the backward pass: the largest magnitude of every
-    stream after every layer (*range*), and sums over the first layer's inputs against sums over what was rebuilt
-    (*identity*), which catches any other cause too.
+    Nothing in a training step waits for a device: what a check on a GPU found is copied to the host while the step goes on,
+    and read when it has arrived, at the latest with the next pass.
+    """
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+        self._pending: list[tuple[Tensor, torch.cuda.Event, Callable[[list[float]], None]]] = []
+
+    def warn(self, about: str, message: str, category: type[Warning]) -> None:
+        """Warn, if nothing was said ``about`` this before."""
+        if about not in self.said:
+            self.said.add(about)
+            warnings.warn(f"{message} Said once a model.", category, stacklevel=3)
+
+    def read(self, found: Tensor, tell: Callable[[list[float]], None]) -> None:
+        """Hand the numbers of ``found``, a vector, to ``tell`` as soon as they are on the host."""
+        if is_fake(found):
+            return
+        if found.device.type != "cuda":
+            tell(found.tolist())
+        elif not torch.cuda.is_current_stream_capturing():  # a graph's replays would not call back
+            host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending.append((host, event, tell))
+
+    def collect(self) -> None:
+        """Read what has arrived."""
+        while self._pending and self._pending[0][1].query():
+            host, _, tell = self._pending.pop(0)
+            tell(host.tolist())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"said": set(self.said), "_pending": []}
+
+
+class ExactMonitor:
+    """Checks for one forward and backward pass that the reversal really was exact, and reports where it was not.
+
+    Two checks, each a reduction over the streams: the largest magnitude of every stream after every layer (*range*), and sums
+    over the first layer's inputs against sums over what was rebuilt (*identity*), which catches any other cause too.
 
     Args:
         bits: the grid's fractional bits.
-        reported: what the model has said already; shared by all its passes.
+        reports: of the model.
+        layers: names of the layers that run, for messages.
     """
 
-    def __init__(self, bits: int, reported: set[str]) -> None:
+    def __init__(self, bits: int, reports: Reports, layers: Sequence[str]) -> None:
         self.bits = bits
-        self.reported = reported
-        self._magnitudes: list[tuple[str, Tensor]] = []
+        self.reports = reports
+        self.layers = layers
+        self._peaks: list[Tensor] = []
         self._fingerprint: Tensor | None = None
         self._limit = 0.0
 
@@ -101,44 +144,54 @@ class ExactMonitor:
         self._fingerprint = _fingerprint(streams)
         self._limit = exact_limit(streams[0].dtype, self.bits)
 
-    def after(self, layer: object, outputs: Sequence[Tensor]) -> None:
-        """Measure a layer's outputs; nothing waits for the device."""
-        peaks = torch.stack([torch.linalg.vector_norm(stream.detach(), float("inf")) for stream in outputs])
-        self._magnitudes.append((f"layer {len(self._magnitudes)} ({type(layer).__name__})", peaks))
+    def after(self, outputs: Sequence[Tensor]) -> None:
+        """Measure a layer's outputs."""
+        self._peaks.append(torch.stack([torch.linalg.vector_norm(stream.detach(), float("inf")) for stream in outputs]))
 
     def check_range(self) -> None:
         """Report the first stream that left the exact range."""
-        if "range" in self.reported or not self._magnitudes:
-            return
-        peaks = torch.cat([peaks for _, peaks in self._magnitudes]).tolist()
-        names = [(layer, stream) for layer, peaks in self._magnitudes for stream in range(len(peaks))]
-        for (layer, stream), peak in zip(names, peaks, strict=True):
-            if not peak < self._limit:  # NaN too
-                self.reported.add("range")
-                warnings.warn(
-                    f"exact reversal: stream {stream} after reversible {layer} reached a magnitude of {peak:.6g}, sums are "
-                    f"exact only below {self._limit:.6g} ({self.bits} fractional bits), so gradients may differ from stored "
-                    "mode's. Use fewer bits (exact_bits), float64, or find out why the stream grows. Said once a model.",
-                    ExactReversalWarning,
-                    stacklevel=2,
-                )
-                return
+        peaks = self._peaks
+        names = [
+            (layer, stream) for layer, of_layer in zip(self.layers, peaks, strict=False) for stream in range(len(of_layer))
+        ]
+
+        def tell(found: list[float]) -> None:
+            for (layer, stream), peak in zip(names, found, strict=False):
+                if not peak < self._limit:  # NaN too
+                    self.reports.warn(
+                        "range",
+                        f"exact reversal: stream {stream} after reversible {layer} reached a magnitude of {peak:.6g}, sums are "
+                        f"exact only below {self._limit:.6g} ({self.bits} fractional bits), so gradients may differ from stored "
+                        "mode's. Use fewer bits (exact_bits), float64, or find out why the stream grows.",
+                        ExactReversalWarning,
+                    )
+                    return
+
+        if peaks and "range" not in self.reports.said:
+            self.reports.read(torch.cat(peaks), tell)
 
     def check_identity(self, rebuilt: Sequence[Tensor]) -> None:
         """Report streams of the first layer's input whose rebuilt values differ from the originals."""
-        if "identity" in self.reported or self._fingerprint is None:
-            return
-        differs = [i for i, same in enumerate((_fingerprint(rebuilt) == self._fingerprint).all(dim=1).tolist()) if not same]
-        if differs:
-            self.reported.add("identity")
-            warnings.warn(
-                f"exact reversal: the rebuilt input of the first reversible layer differs from the original in stream "
-                f"{', '.join(map(str, differs))}: a stream left the exact range, or an edge returned other values in the "
-                "backward pass than in the forward pass (nondeterministic kernels, or an edge compiled differently for the "
-                "two). Gradients may differ from stored mode's. Said once a model.",
-                ExactReversalWarning,
-                stacklevel=2,
-            )
+
+        def tell(found: list[float]) -> None:
+            differs = [str(stream) for stream, different in enumerate(found) if different]
+            if differs:
+                self.reports.warn(
+                    "identity",
+                    f"exact reversal: the rebuilt input of the first reversible layer differs from the original in stream "
+                    f"{', '.join(differs)}: a stream left the exact range, or an edge returned other values in the "
+                    "backward pass than in the forward pass (nondeterministic kernels, or an edge compiled differently for the "
+                    "two). Gradients may differ from stored mode's.",
+                    ExactReversalWarning,
+                )
+
+        if self._fingerprint is not None and "identity" not in self.reports.said:
+            self.reports.read((_fingerprint(rebuilt) != self._fingerprint).any(dim=1), tell)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values: a fake or a meta tensor."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _fingerprint(streams: Sequence[Tensor]) -> Tensor:

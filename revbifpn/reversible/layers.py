@@ -1,49 +1,89 @@
-"""The protocol of reversible layers: maps between tuples of streams that can be run backwards.
+"""The protocol of reversible layers, and a layer without weights.
 
 A *stream* is a tensor of shape (batch, channels, height, width) (any shape that the edges accept); a layer takes several,
-finest first. Every layer has ``forward(*streams)`` and ``inverse(*streams)``; the tape calls ``transform`` and ``pull_back``.
-:mod:`.additive` and :mod:`.couplings` hold the layers that are made of edges.
+finest first. Layers made of edges are in :mod:`.couplings`, what they compute in :mod:`.additive`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from revbifpn.reversible.replay import EdgeRun
-
-if TYPE_CHECKING:
-    from revbifpn.reversible.tape import Tape
-
-Streams = tuple[Tensor, ...]
-MaybeGrads = Sequence[Tensor | None]
+from revbifpn.reversible.forms import Setting
+from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
 
-class Values(NamedTuple):
-    """Values of some streams in a backward pass.
+class Held(NamedTuple):
+    """Tensors of some streams in a backward pass, values or gradients.
 
     Attributes:
-        streams: the values.
+        tensors: one for each stream; None for a gradient that there is not.
         owned: for each, whether nobody else holds it, so that it may be overwritten.
     """
 
-    streams: Streams
-    owned: tuple[bool, ...]
+    tensors: list[Tensor | None]
+    owned: list[bool]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], owned: bool) -> Held:
+        return cls(list(tensors), [owned] * len(tensors))
 
 
-class PullBack(NamedTuple):
-    """What a layer's backward pass returns: its inputs, their gradients, and one tuple of gradients for each edge run."""
+class Reversed(NamedTuple):
+    """What a layer's backward pass returns: its inputs, their gradients, and those of its parameters."""
 
-    inputs: Values
-    input_grads: list[Tensor | None]
-    param_grads: list[tuple[Tensor | None, ...]]
+    inputs: Held
+    grads: Held
+    param_grads: list[Tensor | None]
+
+
+class LayerRun(Protocol):
+    """One pass of one layer.
+
+    Attributes:
+        params: the layer's parameters in this pass, in the order of :attr:`Reversed.param_grads`.
+    """
+
+    params: list[Tensor]
+
+    def record(self, streams: Streams, owned: bool) -> Streams:
+        """Map the streams without graph, in their memory where they are ``owned``."""
+
+    def kept(self) -> list[Tensor]:
+        """What stored edges keep, to be saved with the pass."""
+
+    def reverse(
+        self, outputs: Held, grads: Held, params: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Reversed:
+        """Rebuild the inputs and carry the gradients back.
+
+        Args:
+            outputs: values of the output streams (of the inputs, for a layer that cannot be inverted); emptied.
+            grads: gradients of the output streams; emptied.
+            params: values of :attr:`params` as they were recorded.
+            kept: what :meth:`kept` returned.
+            needs: for each input stream, whether it takes a gradient.
+        """
+
+    def differentiable(self, streams: Streams, params: Sequence[Tensor]) -> Streams:
+        """The outputs once more as differentiable functions of ``streams`` and ``params``."""
+
+
+class Runner(Protocol):
+    """Puts layers into a pass, see :mod:`.passes`."""
+
+    def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
+        """Run ``layer`` as the next one."""
 
 
 class ReversibleLayer(nn.Module):
     """A map between tuples of streams with an inverse.
+
+    Called by itself, outside of a :class:`.ReversibleSequential`, a layer is an ordinary module: autograd keeps what its
+    edges save, and nothing is rebuilt.
 
     Attributes:
         exact_bits: if set, every edge's output is rounded to multiples of ``2**-exact_bits`` (see :mod:`.exact`).
@@ -51,41 +91,31 @@ class ReversibleLayer(nn.Module):
 
     exact_bits: int | None = None
 
-    def forward(self, *streams: Tensor, tape: Tape | None = None) -> Streams:
-        """Map the streams; on a ``tape`` (handed in by :class:`.ReversibleSequential`) no activation is kept."""
-        if tape is not None:
-            return tape.run(self, streams)
-        return self.transform(streams, None)
+    def forward(self, *streams: Tensor, in_pass: Runner | None = None) -> Streams:
+        """Map the streams; :class:`.ReversibleSequential` hands in the pass that the layer is part of."""
+        if in_pass is not None:
+            return in_pass.run(self, streams)
+        return self.transform(streams, Setting(bits=self.exact_bits))
 
+    @abstractmethod
+    def transform(self, streams: Streams, setting: Setting) -> Streams:
+        """Map the streams with ordinary operations."""
+
+    def is_lean(self) -> bool:
+        """Whether all edges have lean forms, so that stored mode can keep less than autograd would."""
+        return True
+
+    @abstractmethod
     def inverse(self, *streams: Tensor) -> Streams:
         """Return the input streams of which ``streams`` are the output."""
-        raise NotImplementedError
 
-    def edge_runs(self) -> list[EdgeRun]:
-        """One fresh :class:`.EdgeRun` for each edge, in the order in which ``transform`` runs them."""
-        return []
+    @abstractmethod
+    def begin(self, setting: Setting, store: Any) -> LayerRun:
+        """Begin a pass; ``store`` tells for each edge whether it is stored (:meth:`.AdditiveLayer.begin`)."""
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
         return any(param.requires_grad for param in self.parameters())
-
-    def transform(self, streams: Streams, runs: list[EdgeRun] | None) -> Streams:
-        """Map the streams, each edge called directly or, if ``runs`` are given, through its run."""
-        raise NotImplementedError
-
-    def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
-    ) -> PullBack:
-        """Rebuild the inputs from the ``outputs`` and carry the gradients back, one run of each edge for both.
-
-        Args:
-            runs: the runs that ``transform`` was given.
-            params: for each run its parameters, as detached leaves that ask for a gradient where the parameter did.
-            outputs: values of the output streams; those that are owned are overwritten.
-            grads: their gradients, None for an output that was not used.
-            needs: for each input stream, whether it takes a gradient.
-        """
-        raise NotImplementedError
 
 
 class SpaceToDepth(ReversibleLayer):
@@ -103,7 +133,7 @@ class SpaceToDepth(ReversibleLayer):
     def extra_repr(self) -> str:
         return f"{self.block}"
 
-    def transform(self, streams: Streams, runs: list[EdgeRun] | None) -> Streams:
+    def transform(self, streams: Streams, setting: Setting | None = None) -> Streams:
         check_count(streams, 1, "SpaceToDepth")
         (x,) = streams
         b, (n, c, h, w) = self.block, x.shape
@@ -123,22 +153,31 @@ class SpaceToDepth(ReversibleLayer):
         x = blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
         return (x.contiguous(memory_format=memory_format_of(y)),)
 
-    def pull_back(
-        self, runs: list[EdgeRun], params: list[list[Tensor]], outputs: Values, grads: MaybeGrads, needs: Sequence[bool]
-    ) -> PullBack:
-        # A permutation's transposed Jacobian is its inverse.
-        grad = grads[0]
-        inputs = Values(self.inverse(*outputs.streams), outputs.owned)  # it may be a view
-        return PullBack(inputs, [None if grad is None else self.inverse(grad)[0]], [])
+    def begin(self, setting: Setting, store: Any) -> LayerRun:
+        return _Permutation(self)
 
 
-def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """channels_last or contiguous; a tensor that is both counts as contiguous."""
-    is_channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
+class _Permutation:
+    """A pass of :class:`SpaceToDepth`: a permutation's transposed Jacobian is its inverse."""
 
+    def __init__(self, layer: SpaceToDepth) -> None:
+        self.layer = layer
+        self.params: list[Tensor] = []
 
-def check_count(streams: Sequence[object], expected: int, where: str) -> None:
-    """Raise a ValueError that names ``where`` unless there are ``expected`` streams."""
-    if len(streams) != expected:
-        raise ValueError(f"{where}: expected {expected} stream{'s' if expected != 1 else ''}, got {len(streams)}")
+    def record(self, streams: Streams, owned: bool) -> Streams:
+        return self.layer.transform(streams)
+
+    def kept(self) -> list[Tensor]:
+        return []
+
+    def reverse(
+        self, outputs: Held, grads: Held, params: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Reversed:
+        value, grad = outputs.tensors[0], grads.tensors[0]
+        assert value is not None
+        inputs = Held.of(self.layer.inverse(value), outputs.owned[0])  # it may be a view
+        grad = None if grad is None or not needs[0] else self.layer.inverse(grad)[0]
+        return Reversed(inputs, Held.of([grad], grads.owned[0]), [])
+
+    def differentiable(self, streams: Streams, params: Sequence[Tensor]) -> Streams:
+        return self.layer.transform(streams)

@@ -2,68 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from revbifpn.reversible.replay import EdgeRun
+from revbifpn.reversible.autograd import RecomputeFunction
+from revbifpn.reversible.forms import Form, Setting, autocast_dtype, lean_form, without_autocast
+from revbifpn.reversible.plain import PlainForm, PlainRun
+from revbifpn.reversible.plan import Planned, Structure
 
 
-def recompute(module: nn.Module, *inputs: Tensor) -> Tensor:
+def recompute(module: nn.Module, *inputs: Tensor, store: bool = False, exact: bool = False) -> Tensor:
     """Run ``module(*inputs)`` and, in backward, run it again for its gradients.
 
-    Like ``torch.utils.checkpoint``, with the replay of :class:`.EdgeRun`: running statistics move once a step, and the
-    parameters are inputs of the autograd function.
+    Like ``torch.utils.checkpoint``, but running statistics move once a step, the parameters are inputs of the autograd
+    function, and a module with a lean form (see :func:`.register_lean_form`) is replayed in it.
 
     Args:
         module: takes tensors, returns one tensor.
         *inputs: kept until backward.
+        exact: make the second run's operators the first one's, in shapes too: gradients are those of ``store`` bit for bit.
+        store: keep what saves the second run its work. A module without a lean form then runs as it is.
     """
-    plain = not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if plain or not any(t.requires_grad for t in (*inputs, *module.parameters())):
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         output: Tensor = module(*inputs)
         return output
-    run = EdgeRun(module)
-    output = _RecomputeFunction.apply(run, len(inputs), *inputs, *run.take_params())
+    planned = module.__dict__.get("_revbifpn_form")
+    if planned is None:
+        planned = module.__dict__["_revbifpn_form"] = Planned()
+    form, _ = planned.get(lambda: _make(module), lambda pair: pair[1])
+    params = form.parameters()
+    lean = not isinstance(form, PlainForm)
+    if (store and not lean) or not any(t.requires_grad for t in (*inputs, *params)):
+        output = module(*inputs)
+        return output
+    recomputed = Recomputed(
+        form, Setting(bits=0 if exact else None, autocast=autocast_dtype(inputs[0]), frugal=not store), len(inputs), store
+    )
+    output = RecomputeFunction.apply(recomputed, *inputs, *params)
+    recomputed.setting.move_counters()
     return output
 
 
-class _RecomputeFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: EdgeRun, num_inputs: int, *tensors: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.run, ctx.num_inputs = run, num_inputs
-        ctx.save_for_backward(*tensors)
-        return run.first(*tensors[:num_inputs])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        check_backward("a recomputed module")
-        needs = ctx.needs_input_grad[2:]
-        if grads[0] is None:  # as when DDP joins all outputs in one node and the loss takes only some of them
-            return (None, None, *(None for _ in needs))
-        leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needs, strict=True)]
-        with torch.enable_grad():
-            output = ctx.run.again(leaves[ctx.num_inputs :], *leaves[: ctx.num_inputs])
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, grads[0], allow_unused=True))
-        return (None, None, *(next(found) if need else None for need in needs))
+def _make(module: nn.Module) -> tuple[Form, Structure]:
+    return lean_form(module) or PlainForm(module), Structure([module])
 
 
-def check_backward(what: str) -> None:
-    """Refuse the backward passes that a replay cannot serve.
+class Recomputed:
+    """One pass of a recomputed module."""
 
-    Raises:
-        RuntimeError: for double backward, and inside ``torch.inference_mode()``.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"double backward through {what} is not supported (create_graph=True was asked for): "
-            "set reversible=False on the model for higher-order gradients"
-        )
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            f"backward through {what} has to rebuild its graph, which torch.inference_mode() forbids: "
-            "call backward outside of it"
-        )
+    def __init__(self, form: Form, setting: Setting, num_inputs: int, stored: bool) -> None:
+        self.setting = setting
+        self.num_inputs = num_inputs
+        self.stored = stored
+        self.run = form.begin(setting, stored)
+
+    def record(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The module's value."""
+        if isinstance(self.run, PlainRun):
+            return self.run.record_all(inputs)
+        with without_autocast(inputs[0]):
+            return self.run.record(inputs[0])
+
+    def gradients(
+        self, tensors: Sequence[Tensor], kept: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Gradients of inputs and parameters."""
+        inputs, params = tensors[: self.num_inputs], tensors[self.num_inputs :]
+        wants = needs[: self.num_inputs]
+        if isinstance(self.run, PlainRun):
+            plain = self.run.replay_all(inputs, params, grad, wants)
+            return [*plain.input_grads(), *plain.param_grads()]
+        (source,) = inputs
+        with without_autocast(source):
+            return self._lean_gradients(source, params, kept, grad, wants[0])
+
+    def _lean_gradients(
+        self, source: Tensor, params: Sequence[Tensor], kept: Sequence[Tensor], grad: Tensor, wants_source: bool
+    ) -> list[Tensor | None]:
+        replay = self.run.replay(source, params, kept, grad, wants_source)
+        replay.fresh = True
+        for _ in replay.values():
+            pass
+        source_grad = None
+        for rows, chunk in replay.gradients():
+            if rows == slice(None):
+                source_grad = chunk.to(source.dtype)
+            elif replay.source_grad() is None:
+                source_grad = torch.empty_like(source) if source_grad is None else source_grad
+                source_grad[rows] = chunk
+        if source_grad is None:
+            source_grad = replay.source_grad()
+        return [source_grad, *replay.param_grads()]
+
+    def differentiable(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The value as a differentiable function of inputs and parameters."""
+        return self.run.differentiable(tensors[0], tensors[1:])

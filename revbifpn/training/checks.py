@@ -1,4 +1,7 @@
-"""Are the data sets that a config names on disk, and do they fit its model? Checked before minutes go into anything else."""
+"""Are the data sets that a config names on disk, and do they fit its model? Checked before minutes go into anything else.
+
+Nothing here changes a config; what does is in :mod:`revbifpn.training.config`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ from typing import Any
 from timm.data.dataset_factory import _search_split
 
 from revbifpn.datasets.image_folders import check_class_folders
+from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.training.errors import ConfigError
 
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _CLASSIFICATION = ("ClassificationDataset", "IterableClassificationDataset")
-
-
-class ConfigError(ValueError):
-    """Options that do not go together."""
 
 
 def is_classification(cfg: Any) -> bool:
@@ -22,26 +24,22 @@ def is_classification(cfg: Any) -> bool:
     return bool((cfg.get("model") or {}).get("type") == "ImageClassifier")
 
 
-def set_data_root(cfg: Any, root: str) -> None:
-    """Let all data sets of a classification config lie in ``root``.
+def check_sections(cfg: Any, *names: str) -> None:
+    """Check that a config has what a training or a test needs.
+
+    Args:
+        cfg: MMEngine config.
+        names: keys that must not be missing, such as ``"train_dataloader"``.
 
     Raises:
-        ConfigError: for a detection config.
+        ConfigError: naming the missing ones.
     """
-    if not is_classification(cfg):
-        raise ConfigError(
-            "--data is for classification; detection's data set has --cfg-options train_dataloader.dataset.data_root"
-        )
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        for dataset in _datasets(cfg.get(loader)):
-            dataset["root"] = root
+    if missing := [name for name in names if not cfg.get(name)]:
+        raise ConfigError(f"{cfg.filename} has no {', no '.join(missing)}: is it meant to be the _base_ of another config?")
 
 
 def check_data(cfg: Any, *loaders: str) -> None:
-    """Check that the data sets of the named dataloaders are on disk.
-
-    Image folders are compared with each other and with the model (:func:`.check_class_folders`), and the classification data
-    sets' ``num_classes`` is set to the model's.
+    """Check that the data sets of the named dataloaders are on disk, and that image folders fit each other and the model.
 
     Args:
         cfg: MMEngine config.
@@ -49,18 +47,16 @@ def check_data(cfg: Any, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: naming the missing folder or annotation file and the layout that is expected.
-        DataError: if image folders do not fit each other or the model.
+        DataError: if image folders do not fit each other or the model (:func:`.check_class_folders`).
     """
     folders: dict[bool, Path] = {}  # training? -> class folders
     class_map = False
     for loader in loaders:
-        for dataset in _datasets(cfg.get(loader)):
+        for dataset in datasets(cfg.get(loader)):
             if dataset.get("type") not in _CLASSIFICATION:
                 _check_coco(dataset, loader)
-                continue
-            dataset["num_classes"] = cfg.model.num_classes
-            if not dataset.get("name"):
-                root = _check_classification(dataset, loader)
+            elif not dataset.get("name"):
+                root = split_root(dataset, loader)
                 class_map |= "class_map" in (dataset.get("options") or {})
                 if root.is_dir():
                     folders[bool(dataset.get("training"))] = root
@@ -68,8 +64,37 @@ def check_data(cfg: Any, *loaders: str) -> None:
         check_class_folders(folders.get(True), folders.get(False), None if class_map else cfg.model.num_classes)
 
 
-def _check_classification(dataset: dict[str, Any], loader: str) -> Path:
-    """The folder of a split, or the tar file."""
+def check_first_weights(cfg: Any) -> None:
+    """Check that the file of weights that a training begins with is on disk, if there is one.
+
+    Raises:
+        FileNotFoundError: naming the file, the address and sha256 of published weights, and the options to do without it.
+    """
+    if is_classification(cfg):
+        name, option = cfg.model.get("checkpoint"), "model.checkpoint=FILE"
+        without = "--from-scratch begins without weights"
+    else:
+        init = (cfg.model.get("backbone") or {}).get("init_cfg")
+        name = init.get("checkpoint") if isinstance(init, dict) else None
+        option = "model.backbone.init_cfg.checkpoint=FILE"
+        without = "--cfg-options model.backbone.init_cfg=None begins without weights"
+    if not name or "://" in name or Path(name).expanduser().is_file():
+        return
+    by_name = {weights.url.rsplit("/", 1)[-1]: weights for weights in PUBLISHED.values()}
+    published = by_name.get(Path(name).name)
+    origin = f"It is published at {published.url} (sha256 {published.sha256}). " if published else ""
+    raise FileNotFoundError(
+        f"checkpoint not found: {name}, the weights to begin with. {origin}Put it there, or name another place with "
+        f"--cfg-options {option}; {without}"
+    )
+
+
+def split_root(dataset: dict[str, Any], loader: str) -> Path:
+    """The folder of a classification data set's split, or its tar file.
+
+    Raises:
+        FileNotFoundError: naming what is missing and the layout that is expected.
+    """
     root, split = Path(dataset["root"]), dataset["split"]
     found = Path(_search_split(str(root), split)) if root.is_dir() else root
     if not found.exists() or (root.is_dir() and split and found == root):
@@ -79,6 +104,18 @@ def _check_classification(dataset: dict[str, Any], loader: str) -> Path:
             "--data FOLDER"
         )
     return found
+
+
+def datasets(node: Any) -> Iterator[dict[str, Any]]:
+    """All data set configs inside a dataloader config, wrapped ones too."""
+    if isinstance(node, dict):
+        if "ann_file" in node or node.get("type") in _CLASSIFICATION:
+            yield node
+        for value in node.values():
+            yield from datasets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from datasets(value)
 
 
 def _check_coco(dataset: dict[str, Any], loader: str) -> None:
@@ -97,15 +134,3 @@ def _check_coco(dataset: dict[str, Any], loader: str) -> None:
 def _paths(dataset: dict[str, Any]) -> list[str]:
     prefix: dict[str, Any] = dataset.get("data_prefix") or {}
     return [path for path in (dataset.get("ann_file"), *prefix.values()) if path]
-
-
-def _datasets(node: Any) -> Iterator[dict[str, Any]]:
-    """All data set configs inside a dataloader config, wrapped ones too."""
-    if isinstance(node, dict):
-        if "ann_file" in node or node.get("type") in _CLASSIFICATION:
-            yield node
-        for value in node.values():
-            yield from _datasets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _datasets(value)

@@ -5,19 +5,23 @@ Registered at MMEngine's root registry; the runtimes in ``configs/_base_`` switc
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from revbifpn.models.checkpoints import check_state_dict
+from revbifpn.training.errors import NonFiniteLossError
 
 try:
     import mmengine.dist as dist
     from mmengine.hooks import EMAHook, Hook
     from mmengine.model import is_model_wrapper
+    from mmengine.optim import OptimWrapper
     from mmengine.registry import HOOKS
     from mmengine.runner import IterBasedTrainLoop, Runner
 except ImportError as error:
@@ -146,23 +150,31 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-class NonFiniteLossError(RuntimeError):
-    """The training loss was NaN or infinite."""
-
-
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
     """Reports a loss that is NaN or infinite with its step, before it reaches the weights, and stops or skips.
 
-    A skipped step changes neither weights nor optimizer state nor running statistics. In distributed training all
-    processes do the same, if the loss of any of them is not finite.
+    A skipped step changes neither weights nor optimizer state nor running statistics.
+
+    With gradient accumulation a step is one of the ``accumulative_counts`` batches of an update, and that batch alone is left
+    out: the update comes when it was due, with the mean of the other batches' gradients. So it estimates the same gradient
+    as ever, from fewer images, and the schedule, and the iterations at which MMEngine saves and resumes, stay in step with
+    the updates. An update is left out if all of its batches are.
+
+    In distributed training all processes leave the same batches out, those for which the loss of any process is not
+    finite. DDP exchanges the accumulated gradients in the backward pass of the last batch of an update; if that batch is
+    left out, this hook averages them instead.
+
+    With loss scaling (``AmpOptimWrapper``) the loss is looked at before it is scaled, and a skip leaves the scale as it is.
+    Gradients that overflow under a finite loss are the scaler's concern: it drops the update and lowers the scale.
 
     Args:
         action: ``"stop"`` raises :class:`NonFiniteLossError`; ``"skip"`` leaves the step out and goes on.
         max_skips: with ``"skip"``, stop after so many skipped steps in a row.
 
     Raises:
-        ValueError: for another action.
+        ValueError: for another action, or when a training begins that accumulates gradients in a model wrapper other than
+            DDP, whose unreduced gradients cannot be reached, and is to skip.
     """
 
     def __init__(self, action: str = "stop", max_skips: int = 20) -> None:
@@ -171,6 +183,8 @@ class NonFiniteLossHook(Hook):
         self.action = action
         self.max_skips = max_skips
         self._skipped_in_a_row = 0
+        self._finite = 0  # batches of the update that is being accumulated
+        self._skipped = 0
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
 
@@ -179,17 +193,34 @@ class NonFiniteLossHook(Hook):
         wrapper = runner.optim_wrapper
         update = wrapper.update_params
 
-        def guarded_update(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        def guarded_update(
+            loss: Tensor, step_kwargs: dict[str, Any] | None = None, zero_kwargs: dict[str, Any] | None = None
+        ) -> None:
             finite = torch.isfinite(loss.detach()).all().float()
             dist.all_reduce(finite, "min")
+            batches = round(1 / wrapper.scale_loss(torch.ones(())).item())  # of this update: fewer in a training's last one
             if finite.item() == 1:
                 self._skipped_in_a_row = 0
-                update(loss, *args, **kwargs)
+                self._finite += 1
+                update(loss * (batches / (batches - self._skipped)) if self._skipped else loss, step_kwargs, zero_kwargs)
             else:
                 self._report(runner, float(loss.detach()))
+                for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                    buffer.copy_(kept)
+                self._skipped += 1
+                wrapper._inner_count += 1  # what the wrapper's backward does
+                self._skip(wrapper, batches, step_kwargs or {}, zero_kwargs or {})
+            if wrapper.should_update():
+                self._finite = self._skipped = 0
 
         wrapper.update_params = guarded_update
         if self.action == "skip":
+            accumulates = getattr(wrapper, "_accumulative_counts", 1) > 1
+            if accumulates and is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
+                raise ValueError(
+                    f"NonFiniteLossHook: action 'skip' with accumulated gradients works in one process and with DDP, not with "
+                    f"{type(runner.model).__name__}: use action 'stop', or accumulative_counts=1"
+                )
             self._buffers = [buffer for module in runner.model.modules() for buffer in _statistics(module)]
             self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
 
@@ -199,7 +230,8 @@ class NonFiniteLossHook(Hook):
             kept.copy_(buffer)
 
     def _report(self, runner: Runner, loss: float) -> None:
-        message = f"loss is {loss} at step {runner.iter + 1} (on this process)"
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"another process's loss is not finite (here it is {loss})"
+        message = f"{what} at step {runner.iter + 1}"
         self._skipped_in_a_row += 1
         if self.action == "stop" or self._skipped_in_a_row > self.max_skips:
             again = f", and {self.max_skips} steps before it were skipped" if self.action == "skip" else ""
@@ -207,10 +239,33 @@ class NonFiniteLossHook(Hook):
                 f"{message}{again}: training stopped, the weights are those of the step before. Look at the data and the "
                 "learning rate; NonFiniteLossHook(action='skip') leaves such steps out."
             )
-        runner.logger.warning(f"{message}: step skipped, weights and running statistics are unchanged")
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            buffer.copy_(kept)
-        runner.optim_wrapper.zero_grad()
+        runner.logger.warning(f"{message}: step skipped; it changes neither weights nor running statistics")
+
+    def _skip(self, wrapper: OptimWrapper, batches: int, step_kwargs: dict[str, Any], zero_kwargs: dict[str, Any]) -> None:
+        """Let the finite batches of the update share the weight of the one just skipped, and take the step if it is due."""
+        if not self._finite:
+            return
+        parameters = [parameter for group in wrapper.optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= (batches - self._skipped + 1) / (batches - self._skipped)
+        if wrapper.should_update():
+            _average_gradients(parameters)
+            wrapper.step(**step_kwargs)
+            wrapper.zero_grad(**zero_kwargs)
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average gradients over the processes as DDP does: a parameter that none of them used keeps having none."""
+    if not parameters or dist.get_world_size() == 1:
+        return
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(used, "max")
+    parameters = [parameter for parameter, by_any in zip(parameters, used.tolist(), strict=True) if by_any]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    dist.all_reduce_params([p.grad for p in parameters if p.grad is not None], op="mean")
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from revbifpn.training.runner import use_checkpoint
+from revbifpn.training.checkpoints import use_checkpoint
 from tests.training.classification.conftest import fresh_runner, make_image_folder, write_config
 
 from ._processes import ROOT, WORLD_SIZE, run_all

@@ -98,13 +98,40 @@ def test_nms_on_strided_boxes_equals_torchvisions() -> None:
     assert torch.equal(ours, torchvision.ops.batched_nms(boxes, scores, labels, 0.5))
 
 
-def test_out_indices() -> None:
-    backbone = RevBiFPNBackbone("s0", out_indices=(1, 3)).train()
-    levels = backbone(image(2, 64, 64))
-    assert [level.shape[1] for level in levels] == [64, 320]
-    sum(level.mean() for level in levels).backward()
-    assert all(grads(backbone.neck))
+@pytest.mark.parametrize("out_indices", [(1, 2, 3), (3, 1), (0,), (3,)])
+@pytest.mark.parametrize("reversible", [True, False])
+def test_levels_that_are_left_out_leave_no_idle_parameters(out_indices: tuple[int, ...], reversible: bool) -> None:
+    torch.manual_seed(0)
+    whole = RevBiFPNBackbone("s0", reversible=reversible).eval()
+    backbone = RevBiFPNBackbone("s0", out_indices=out_indices, reversible=reversible).eval()
+    backbone.load_state_dict({key: whole.state_dict()[key] for key in backbone.state_dict()})
+    x = image(2, 64, 64)
+    with torch.no_grad():
+        wanted = whole(x)
+        assert all(torch.equal(level, wanted[i]) for i, level in zip(out_indices, backbone(x), strict=True))
+    sum(level.square().mean() for level in backbone.train()(x)).backward()
+    assert all(grads(backbone))
+    # Biases of projections that feed a norm are the only parameters whose true gradient is zero.
+    idle = [name for name, p in backbone.named_parameters() if not p.grad.any() and not name.endswith("norm.bias")]
+    assert not idle
+
+
+@pytest.mark.parametrize("layout", ["own", "published"])
+def test_checkpoints_of_the_whole_model_load_into_one_without_some_levels(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = reference_state_dict("revbifpn_s0")
+    own = convert_checkpoint(reference)
+    torch.save(reference if layout == "published" else own, tmp_path / "s0.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "s0.pth"))
+    backbone = RevBiFPNBackbone("s0", out_indices=(1, 2, 3), init_cfg=init_cfg)
     assert len(list(backbone.neck[0].parameters())) == 0
+    messages: list[str] = []
+    monkeypatch.setattr("revbifpn.integrations.mmdet.backbone.print_log", lambda message, **_: messages.append(message))
+    backbone.init_weights()
+    state = backbone.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in state.items())
+    assert f"left out {len(own) - len(state)} (body, head, neck)" in messages[0]
 
 
 @pytest.mark.parametrize("frozen_stages", [0, 1])
@@ -162,6 +189,8 @@ def test_modes_are_options() -> None:
         (dict(variant="s9"), "unknown RevBiFPN variant 's9': choose one of s0"),
         (dict(out_indices=(0, 4)), r"out_indices must be some of 0..3 .*, got \(0, 4\)"),
         (dict(out_indices=()), r"out_indices must be some of 0..3 .*, got \(\)"),
+        (dict(in_chans=0), "in_chans must be an integer >= 1, got 0"),
+        (dict(drop_path_rate=1.5), "drop_path_rate must be a number with 0 <= drop_path_rate < 1, got 1.5"),
         (dict(frozen_stages=6), r"frozen_stages must be in -1..5 \(RevBiFPN-s0 has 5 stages\), got 6"),
         (dict(frozen_stages=-2), r"frozen_stages must be in -1..5 .*, got -2"),
     ],
@@ -169,6 +198,11 @@ def test_modes_are_options() -> None:
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RevBiFPNBackbone(**options)  # type: ignore[arg-type]
+
+
+def test_an_image_without_preprocessing_is_refused() -> None:
+    with pytest.raises(ValueError, match="image must hold floating-point numbers, .* got torch.uint8"):
+        RevBiFPNBackbone("s0")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("layout", ["published", "own", "detector"])
@@ -197,6 +231,27 @@ def test_pretrained_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="checkpoint of RevBiFPN-s1, the model is RevBiFPN-s0"):
         backbone.init_weights()
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_options_of_pretrained(tmp_path: Path) -> None:
+    """Averaged or raw weights, a prefix, and values that are not finite."""
+    raw, averaged = (RevBiFPNPyramid("s0").state_dict() for _ in range(2))
+    raw["neck.0.project.norm.bias"][3] = float("inf")
+    path = tmp_path / "timm.pth"
+    content = {"state_dict": raw, "state_dict_ema": {f"model.backbone.{key}": value for key, value in averaged.items()}}
+    torch.save(content, path)
+
+    def init(**options: object) -> dict[str, torch.Tensor]:
+        backbone = RevBiFPNBackbone("s0", init_cfg=dict(type="Pretrained", checkpoint=str(path), **options))
+        backbone.init_weights()
+        return backbone.state_dict()
+
+    assert all(torch.equal(value, averaged[key]) for key, value in init(prefix="model.backbone").items())
+    with pytest.raises(CheckpointError, match="timm.pth has values that are NaN or infinite, in 1 tensors: neck.0.project"):
+        init(ema=False)
+    assert all(torch.equal(value, raw[key]) for key, value in init(ema=False, allow_non_finite=True).items())
+    with pytest.raises(ValueError, match="init_cfg of type 'Pretrained' has no emma, but allow_non_finite, ema,"):
+        init(emma=False)
 
 
 def test_missing_pretrained_checkpoint_is_named() -> None:

@@ -142,5 +142,5 @@ def test_image_sides_must_be_multiples_of_32(h: int, w: int, padded: str) -> Non
 def test_image_channels_must_be_in_chans() -> None:
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(1, 4, 32, 32\).*in_chans"):
         RevBiFPN("s0")(torch.zeros(1, 4, 32, 32))
-    with pytest.raises(ValueError, match="RevBiFPN-s0 needs at least one image channel, got in_chans=0"):
+    with pytest.raises(ValueError, match="in_chans must be an integer >= 1, got 0"):
         RevBiFPN("s0", in_chans=0)

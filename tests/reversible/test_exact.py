@@ -165,11 +165,11 @@ def test_edges_that_return_other_values_in_backward_are_reported() -> None:
         gradients(model, [streams()[0], streams()[0]])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_streams_are_refused(dtype: torch.dtype) -> None:
-    model = pyramid(exact=True).to(dtype)
-    with pytest.raises(TypeError, match=f"needs float32 or float64 streams, got {dtype}.*torch.autocast"):
-        model(*streams(dtype=dtype))
+def test_a_layer_by_itself_refuses_an_exact_sum_in_half_precision() -> None:
+    layer = silo(2, 2).bfloat16()
+    layer.exact_bits = 13
+    with pytest.raises(TypeError, match=r"needs float32 or float64 streams, got torch.bfloat16.*ReversibleSequential"):
+        layer(*streams(2, dtype=torch.bfloat16))
 
 
 def test_float64_has_a_wider_range() -> None:

@@ -11,7 +11,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from revbifpn.reversible import ReversibleSequential, set_reversible
-from revbifpn.reversible.replay import EdgeRun
+from revbifpn.reversible.forms import Setting
+from revbifpn.reversible.plain import PlainForm, PlainRun
 
 from .common import Edge, assert_same_gradients, blocks, gradients, loss_of, pyramid, silo, streams
 
@@ -71,9 +72,9 @@ def test_stochastic_depth_masks_are_those_of_the_forward() -> None:
 
 def test_random_state_is_kept_only_where_something_is_random() -> None:
     for dropout, kept in ((0.0, 0), (0.5, 1)):
-        run = EdgeRun(Edge(0, 1, dropout=dropout).train())
-        run.first(*streams())
-        assert len(run._random_states) == kept
+        run = PlainRun(PlainForm(Edge(0, 1, dropout=dropout).train()), Setting(), store=False)
+        run.record(*streams())
+        assert len(run.random_states) == kept
 
 
 def test_backward_leaves_the_global_random_state_alone() -> None:
@@ -224,7 +225,7 @@ def test_first_run_of_a_stateful_edge_is_replayed_from_its_old_state() -> None:
 
 def test_stored_mode_neither_warns_nor_records(monkeypatch: pytest.MonkeyPatch) -> None:
     model = set_reversible(pyramid(norm=True).train(), False)
-    monkeypatch.setattr(EdgeRun, "__init__", lambda *_: pytest.fail("stored mode recorded a run"))
+    monkeypatch.setattr(PlainRun, "__init__", lambda *_: pytest.fail("stored mode recorded a run"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loss_of(model(*streams())).backward()

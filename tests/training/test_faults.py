@@ -1,4 +1,4 @@
-"""Long trainings: killed and resumed, damaged checkpoints, losses that are no numbers."""
+"""Long trainings: killed and resumed, damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from revbifpn import CheckpointError
-from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook
-from revbifpn.training.runner import build_runner, resume_from
 from revbifpn.models.checkpoints import check_integrity
+from revbifpn.training.checkpoints import resume_from
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,52 +142,3 @@ def test_a_file_that_is_no_checkpoint_is_never_unpickled(tiny_config: Path, tmp_
     assert done.returncode != 0
     assert "weights_only" in done.stderr.lower() or "weights only" in done.stderr.lower()
     assert not (tmp_path / "unpickled").exists()
-
-
-def runner_with_bad_step(config: Path, work_dir: Path, action: str, bad_steps: tuple[int, ...]) -> object:
-    """A Runner whose images are NaN at some steps."""
-    cfg = Config.fromfile(config)
-    cfg.launcher, cfg.work_dir = "none", str(work_dir)
-    cfg.train_cfg.update(max_iters=4, val_interval=100)
-    cfg.custom_hooks = [dict(type="NonFiniteLossHook", action=action, max_skips=2)]
-    runner = build_runner(cfg)
-    preprocess, calls = runner.model.data_preprocessor.forward, []
-
-    def spoil(*args: object, **kwargs: object) -> object:
-        data = preprocess(*args, **kwargs)
-        calls.append(1)
-        if len(calls) in bad_steps:
-            data["inputs"] = data["inputs"] * float("nan")
-        return data
-
-    runner.model.data_preprocessor.forward = spoil
-    return runner
-
-
-def test_non_finite_loss_stops_with_the_step(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "stop", (3,))
-    with pytest.raises(NonFiniteLossError, match="loss is nan at step 3 .*training stopped"):
-        runner.train()  # type: ignore[attr-defined]
-    assert all(p.isfinite().all() for p in runner.model.parameters())  # type: ignore[attr-defined]
-
-
-def test_non_finite_loss_skips_the_step_and_nothing_else(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (2,))
-    runner.train()  # type: ignore[attr-defined]
-    model = runner.model  # type: ignore[attr-defined]
-    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
-    counts = {int(b) for n, b in model.backbone.named_buffers() if n.endswith("num_batches_tracked")}
-    assert counts == {3}  # four steps, one of them skipped
-    (log,) = (tmp_path / "work").glob("*/*.log")
-    assert "loss is nan at step 2 (on this process): step skipped" in log.read_text()
-
-
-def test_skipping_on_and_on_stops(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (1, 2, 3, 4))
-    with pytest.raises(NonFiniteLossError, match="loss is nan at step 3 .*2 steps before it were skipped"):
-        runner.train()  # type: ignore[attr-defined]
-
-
-def test_unknown_action_is_named() -> None:
-    with pytest.raises(ValueError, match="action must be 'stop' or 'skip', got 'ignore'"):
-        NonFiniteLossHook(action="ignore")

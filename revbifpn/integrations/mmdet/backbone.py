@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revbifpn.models.checkpoints import adapt_stem, check_state_dict, read_checkpoint
+from revbifpn.models.checkpoints import load_weights
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STRIDES, Variant
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.sequential import Exact
 
 try:
     from mmengine.logging import print_log
     from mmengine.model import BaseModule
     from mmengine.registry import MODELS
-    from mmengine.runner.checkpoint import get_torch_safe_globals
 except ImportError as error:
     raise ImportError(
         "revbifpn.integrations.mmdet needs MMEngine and MMDetection: pip install 'revbifpn[mmdet]' "
@@ -38,8 +37,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
     Args:
         variant: ``"s0"`` to ``"s6"``.
         in_chans: image channels.
-        out_indices: levels to return; 0 has stride 4, 3 has stride 32. All of the body and the neck is computed anyway,
-            except the neck of levels that are left out.
+        out_indices: levels to return; 0 has stride 4, 3 has stride 32. What only serves other levels is left out: their neck,
+            and the last silo's edges that lead to nothing else.
         frozen_stages: freeze the first so many stages (RevBlocks and silo; no gradients, their norms in eval mode);
             -1 or 0 freeze nothing. With the first stage goes the stem, where ``in_chans`` gives it weights.
         norm_eval: keep all norms in eval mode while training.
@@ -47,11 +46,12 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         exact, exact_bits: see :class:`.RevBiFPNPyramid`.
         channels_last: compute in channels_last, which was faster on the CPUs that were measured.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
-        init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE)`` takes the published and this project's layout, and
-            classifiers', detectors' and backbones' checkpoints. What was left out is logged.
+        init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE_OR_ADDRESS)`` takes the published and this project's
+            layout, and classifiers', detectors' and backbones' checkpoints (see :mod:`revbifpn.models.checkpoints`). It may
+            have ``prefix``, ``ema=False`` and ``allow_non_finite=True``. What was taken and what was left out is logged.
 
     Raises:
-        ValueError: for an unknown variant, or indices out of range.
+        ValueError: for an unknown variant, or a number, rate or index out of its range.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         reversible: bool = True,
-        exact: bool = False,
+        exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         channels_last: bool = False,
         drop_path_rate: float | None = None,
@@ -83,17 +83,16 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.channels_last = channels_last
-        for level in range(len(STRIDES)):
-            if level not in self.out_indices:  # no weights that would never get a gradient
-                self.neck[level] = nn.Identity()
+        whole = self.state_dict().keys()
+        self.keep_levels(self.out_indices)  # no weights that would never get a gradient
+        self._pruned = tuple(whole - self.state_dict().keys())
         self._freeze()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the levels of ``out_indices``, contiguous, level i of stride 4 * 2 ** i."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        streams = self.forward_body(image)
-        return tuple(self.run(self.neck[i], streams[i]).contiguous() for i in self.out_indices)
+        return tuple(level.contiguous() for level in self.forward_levels(image, self.out_indices))
 
     def train(self, mode: bool = True) -> RevBiFPNBackbone:
         """Switch to training mode, except norms that ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
@@ -118,6 +117,7 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
 
         Raises:
             FileNotFoundError, CheckpointError: if the checkpoint cannot be read or does not fit; nothing is changed then.
+            ValueError: if the ``Pretrained`` config has an option that there is not.
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg] if self.init_cfg else []
         pretrained = [config for config in configs if config["type"] == "Pretrained"]
@@ -127,33 +127,18 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         finally:
             self.init_cfg = configs
         for config in pretrained:
-            self._load_pretrained(config["checkpoint"], config.get("prefix", ""))
+            self._load_pretrained(**{key: value for key, value in config.items() if key != "type"})
 
-    def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
-        path = _download(checkpoint) if checkpoint.startswith(("http://", "https://")) else Path(checkpoint).expanduser()
-        with torch.serialization.safe_globals(get_torch_safe_globals()):  # what MMEngine saves beside the weights
-            state_dict = read_checkpoint(path)
-        if prefix:
-            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)} or state_dict
-        unused_neck = tuple(f"neck.{level}." for level in range(len(STRIDES)) if level not in self.out_indices)
-        left_out = [key for key in state_dict if key.startswith(("head.", *unused_neck))]
-        kept = {key: value for key, value in state_dict.items() if key not in set(left_out)}
-        kept = adapt_stem(kept, self)
-        check_state_dict(self, kept, checkpoint)
-        self.load_state_dict(kept)
-        parts = sorted({key.split(".")[0] for key in left_out})
-        print_log(
-            f"RevBiFPN-{self.variant.name}: loaded {len(kept)} tensors from {checkpoint}; left out "
-            f"{len(left_out)} that a detector does not use" + (f" ({', '.join(parts)})" if parts else ""),
-            logger="current",
+    def _load_pretrained(self, checkpoint: str, **options: Any) -> None:
+        known = {"prefix", "ema", "allow_non_finite", "map_location"}  # the last is MMEngine's; weights are read to the CPU
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(f"init_cfg of type 'Pretrained' has no {', '.join(unknown)}, but {', '.join(sorted(known))}")
+        loaded = load_weights(
+            self,
+            checkpoint,
+            prefix=options.get("prefix") or "",
+            ema=options.get("ema", True),
+            allow_non_finite=options.get("allow_non_finite", False),
+            ignore=("head.", *self._pruned),
         )
-
-
-def _download(url: str) -> Path:
-    """Fetch a checkpoint into torch's hub folder, once."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        torch.hub.download_url_to_file(url, str(path))
-    return path
+        print_log(f"RevBiFPN-{self.variant.name}: {loaded}", logger="current")

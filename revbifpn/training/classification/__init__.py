@@ -7,6 +7,7 @@ Name this package in a config, and its parts are registered at MMEngine's root r
 Neither mmcv nor mmdet is needed.
 """
 
+from revbifpn.datasets.image_folders import DataError, check_class_folders
 from revbifpn.training.classification.data import (
     ClassificationDataset,
     ImageError,
@@ -16,7 +17,6 @@ from revbifpn.training.classification.data import (
 from revbifpn.training.classification.metric import TopKAccuracy
 from revbifpn.training.classification.model import ImageClassifier, ImagePreprocessor
 from revbifpn.training.classification.optim import AutocastOptimWrapper, TimmOptimWrapperConstructor
-from revbifpn.datasets.image_folders import DataError, check_class_folders
 
 __all__ = [
     "AutocastOptimWrapper",

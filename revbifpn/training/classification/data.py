@@ -45,7 +45,7 @@ class ClassificationDataset(Dataset[Sample]):
     Args:
         root: folder or file of the data.
         split: ``"train"`` or ``"val"``, or what the data set calls it; for folders the sub-folder, with timm's synonyms.
-        num_classes: labels must be below it.
+        num_classes: labels must be below it; None, which a config may hold until the class folders are counted, is refused.
         transform: arguments of ``timm.data.create_transform``: ``input_size``, ``is_training``, ``auto_augment``, ...
         name: timm's name of the data set, such as ``"hfds/..."`` or ``"torch/..."``; empty for folders and tar files.
         training: whether a sample that cannot be decoded may be replaced by the next one.
@@ -54,7 +54,7 @@ class ClassificationDataset(Dataset[Sample]):
         options: further arguments of ``create_dataset``, such as ``class_map`` or ``input_img_mode``.
 
     Raises:
-        ValueError: for another ``on_error``.
+        ValueError: for another ``on_error``, or if ``num_classes`` was left open.
         DataError: if there are no images, or a label is out of range.
     """
 
@@ -62,7 +62,7 @@ class ClassificationDataset(Dataset[Sample]):
         self,
         root: str,
         split: str,
-        num_classes: int,
+        num_classes: int | None,
         transform: dict[str, Any],
         name: str = "",
         training: bool = False,
@@ -71,6 +71,8 @@ class ClassificationDataset(Dataset[Sample]):
     ) -> None:
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+        if num_classes is None:
+            raise ValueError("num_classes is None: give a number (revbifpn-train counts the class folders for such a config)")
         self.training = training
         self.on_error = on_error
         self.num_classes = num_classes

@@ -13,8 +13,8 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 from torch import Tensor
 
-from revbifpn.training.classification.data import SKIPPED
 from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.classification.data import SKIPPED
 
 Result = tuple[int, int, float]  # index, rank of the true class (0 is best), cross entropy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import get_torch_safe_globals
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import revbifpn  # noqa: F401  (registers the timm models)
-from revbifpn.models.checkpoints import CheckpointError, check_state_dict, read_checkpoint
+from revbifpn.models.checkpoints import load_weights
 
 
 @MODELS.register_module()
@@ -69,11 +69,14 @@ class ImageClassifier(BaseModel):
         model_args: further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1, exact=True)``.
         loss: arguments of ``timm.loss.create_classification_loss``, such as ``dict(loss_type="ce", smoothing=0.1)``.
         mixup: arguments of ``timm.data.Mixup``; None for neither Mixup nor CutMix. Label smoothing is the loss's.
-        checkpoint: weights to begin with: published or this project's layout (see :func:`.read_checkpoint`).
+        checkpoint: weights to begin with, a file or an address: published, timm's or this project's layout, for any number of
+            image channels (see :mod:`revbifpn.models.checkpoints`).
         remake_classifier: where ``checkpoint`` has another number of classes, begin with a fresh linear layer and say so;
             False refuses it.
         norm_eval: keep batch norms in eval mode, with the statistics of ``checkpoint``: for small sets and small batches.
         data_preprocessor: config of :class:`ImagePreprocessor`.
+        ema: where ``checkpoint`` has weights and their exponential moving average, True begins with the average.
+        allow_non_finite: take a ``checkpoint`` with weights that are NaN or infinite too.
 
     Raises:
         FileNotFoundError, CheckpointError: if ``checkpoint`` cannot be read or does not fit.
@@ -90,6 +93,8 @@ class ImageClassifier(BaseModel):
         remake_classifier: bool = True,
         norm_eval: bool = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        ema: bool = True,
+        allow_non_finite: bool = False,
     ) -> None:
         super().__init__(data_preprocessor or dict(type="ImagePreprocessor"))
         self.num_classes = num_classes
@@ -104,7 +109,7 @@ class ImageClassifier(BaseModel):
             self.mixup = Mixup(**mixup, label_smoothing=self.smoothing, num_classes=num_classes)
         self.criterion = create_classification_loss(**loss, soft_targets=self.mixup is not None)
         if checkpoint:
-            self._load(checkpoint, remake_classifier)
+            self._load(checkpoint, ema, allow_non_finite, remake_classifier)
 
     def init_weights(self) -> None:
         """Nothing: the network is initialized, or loaded, when it is made; MMEngine would call timm's initialization again."""
@@ -146,22 +151,17 @@ class ImageClassifier(BaseModel):
         mixed: tuple[Tensor, Tensor] = self.mixup(inputs, labels)
         return mixed
 
-    def _load(self, checkpoint: str, remake_classifier: bool) -> None:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):  # what MMEngine saves beside the weights
-            state = read_checkpoint(checkpoint)
-        own = self.backbone.state_dict()
+    def _load(self, checkpoint: str, ema: bool, allow_non_finite: bool, remake_classifier: bool) -> None:
         names = self.backbone.pretrained_cfg.get("classifier") or ()
-        prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-        classifier = [key for key in own if key.startswith(prefixes)] if prefixes else []
-        other = [key for key in classifier if key in state and state[key].shape != own[key].shape]
-        if other:
-            classes = len(state[other[0]])
-            if not remake_classifier:
-                raise CheckpointError(f"{checkpoint} has {classes} classes, the model {self.num_classes}. Nothing was loaded.")
-            message = f"{checkpoint} has {classes} classes, the model {self.num_classes}: the classifier is a fresh one"
-            print_log(message, logger="current", level=30)
-            state = {key: value for key, value in state.items() if key not in classifier}
-            state |= {key: own[key] for key in classifier}
-        check_state_dict(self.backbone, state, checkpoint)
-        self.backbone.load_state_dict(state)
-        print_log(f"loaded {len(state) - len(other)} tensors from {checkpoint}", logger="current")
+        loaded = load_weights(
+            self.backbone,
+            checkpoint,
+            classifier=[f"{name}." for name in ((names,) if isinstance(names, str) else names)],
+            remake_classifier=remake_classifier,
+            ema=ema,
+            allow_non_finite=allow_non_finite,
+        )
+        if classes := loaded.fitted.classes:
+            message = f"{checkpoint} has {classes[0]} classes, the model {classes[1]}: the classifier is a fresh one"
+            print_log(message, logger="current", level=logging.WARNING)
+        print_log(str(loaded), logger="current")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from mmengine.config import Config
 from timm.data import resolve_data_config
 
 import revbifpn  # noqa: F401  (registers the timm models)
-from revbifpn.training.runner import build_runner, check_data
-from revbifpn.models.checkpoints import check_integrity
+from revbifpn.models.checkpoints import locate, sha256_of
 from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.training.checks import check_data
+from revbifpn.training.runner import build_runner
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Validation:
 
 def validate(
     model: str,
-    checkpoint: Path,
+    checkpoint: str | Path,
     data: Path,
     num_classes: int = 1000,
     split: str = "val",
@@ -62,17 +62,21 @@ def validate(
     input_size: int | None = None,
     crop_pct: float | None = None,
     on_error: str = "stop",
+    ema: bool = True,
+    allow_non_finite: bool = False,
     work_dir: Path = Path("work_dirs/validate"),
 ) -> Validation:
     """Validate a checkpoint on an image folder, with the preprocessing of the timm model's configuration.
 
     Args:
         model: timm's name, such as ``"revbifpn_s0"``.
-        checkpoint: weights in the published, timm's or this project's layout.
+        checkpoint: weights in the published, timm's or this project's layout, a file or an address.
         data: folder with ``<split>/<class>/<image>``.
         num_classes: of the checkpoint and of the data.
         input_size, crop_pct: side of the images in pixels, and the part that the crop keeps; None for the model's.
         on_error: ``"stop"`` at an image that cannot be decoded, or ``"skip"`` it.
+        ema: where the file has weights and their exponential moving average, True validates the average.
+        allow_non_finite: validate weights that are NaN or infinite too.
         work_dir: for MMEngine's logs.
 
     Raises:
@@ -83,9 +87,7 @@ def validate(
     """
     if not timm.is_model(model):
         raise ValueError(f"timm knows no model {model!r}; revbifpn_s0 to revbifpn_s6 are those of this project")
-    check_integrity(checkpoint)
-    with checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    file = locate(checkpoint)
     preprocessing = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model, allow_unregistered=False).to_dict())
     transform: dict[str, Any] = {
         "input_size": input_size or preprocessing["input_size"][-1],
@@ -115,7 +117,9 @@ def validate(
                 type="ImageClassifier",
                 name=model,
                 num_classes=num_classes,
-                checkpoint=str(checkpoint),
+                checkpoint=str(file),
+                ema=ema,
+                allow_non_finite=allow_non_finite,
                 remake_classifier=False,
                 data_preprocessor=dict(
                     type="ImagePreprocessor", mean=preprocessing["mean"], std=preprocessing["std"], channels_last=True
@@ -135,7 +139,7 @@ def validate(
         images=int(metrics["accuracy/images"]),
         top1=metrics["accuracy/top1"],
         top5=metrics["accuracy/top5"],
-        sha256=sha256,
+        sha256=sha256_of(file),
         published_top1=published.top1 if published else None,
         published_sha256=published.sha256 if published else None,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CLASSES = {"blue": (30, 40, 200), "green": (20, 190, 40), "red": (210, 30, 30)}
 NUM_TRAIN, NUM_VAL = 4, 3  # images of each class
 
 MakeConfig = Callable[..., Config]
+Refusal = Callable[..., str]
 
 
 def make_image_folder(folder: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Path:
@@ -35,15 +37,6 @@ def make_image_folder(folder: Path, num_train: int = NUM_TRAIN, num_val: int = N
                 pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _unpickling() -> Iterator[None]:
-    """The tools forbid free unpickling for their process; the tests after read checkpoints that they made themselves."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    yield
-    if before is None:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
 
 
 @pytest.fixture(scope="session")
@@ -145,3 +138,21 @@ def make_config(image_folder: Path, tmp_path: Path) -> MakeConfig:
         return cfg
 
     return make
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2.
+
+    It runs in this process, since starting one takes seconds.
+    """
+
+    def run_tool(tool: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+        assert stop.value.code == 2
+        return capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+
+    return run_tool

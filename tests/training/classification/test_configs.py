@@ -13,7 +13,6 @@ from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 import revbifpn.training.classification
 import revbifpn.training.hooks  # noqa: F401
 from revbifpn.models.variants import VARIANTS
-
 from tests.training.classification.conftest import ROOT
 
 IN1K = sorted((ROOT / "configs/imagenet").glob("*.py"))

@@ -24,7 +24,6 @@ from revbifpn.training.classification import (
     SeededSampler,
 )
 from revbifpn.training.classification.data import SKIPPED, DatasetEpochHook
-
 from tests.training.classification.conftest import CLASSES, NUM_TRAIN, NUM_VAL
 
 SIZE = 32

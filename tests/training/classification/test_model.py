@@ -121,6 +121,38 @@ class TestCheckpoint:
         again = classifier(num_classes=5, checkpoint=str(tmp_path / "epoch_1.pth"))
         assert all(torch.equal(value, state[key]) for key, value in again.backbone.state_dict().items())
 
+    def test_of_rgb_images_is_taken_for_any_image_channels(self, tmp_path: Path) -> None:
+        path = tmp_path / "rgb.pth"
+        torch.save(timm.create_model("revbifpn_s0", num_classes=3).state_dict(), path)
+        options = dict(checkpoint=str(path), data_preprocessor=dict(type="ImagePreprocessor", mean=[0.5] * 12, std=[0.2] * 12))
+        model = classifier("revbifpn_s0", model_args=dict(in_chans=12), **options).eval()
+        x = images()
+        with torch.no_grad():  # channels are summed in another order
+            torch.testing.assert_close(
+                model(x.repeat(1, 4, 1, 1)),
+                classifier("revbifpn_s0", checkpoint=str(path)).eval()(x),
+                rtol=1e-4,
+                atol=1e-5,
+            )
+
+    def test_with_averaged_weights_and_with_values_that_are_not_finite(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        monkeypatch.setattr("revbifpn.training.classification.model.print_log", lambda message, **_: said.append(message))
+        averaged = torch.load(path)
+        raw = {key: value + 1 for key, value in averaged.items()}
+        raw["fc.bias"][0] = float("nan")
+        both = tmp_path / "last.pth"
+        torch.save({"state_dict": raw, "state_dict_ema": averaged}, both)
+        model = classifier(num_classes=5, checkpoint=str(both))
+        assert all(torch.equal(value, averaged[key]) for key, value in model.backbone.state_dict().items())
+        assert f"tensors from {both} (its EMA weights, ema=False takes the raw ones)" in said[-1]
+        with pytest.raises(CheckpointError, match="last.pth has values that are NaN or infinite, in 1 tensors: fc.bias"):
+            classifier(num_classes=5, checkpoint=str(both), ema=False)
+        model = classifier(num_classes=5, checkpoint=str(both), ema=False, allow_non_finite=True)
+        assert torch.equal(model.backbone.fc.weight, raw["fc.weight"])
+
     def test_of_another_model_is_refused(self, path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"five.pth does not fit the model.*Nothing was loaded"):
             classifier("test_vit", model_args=dict(img_size=32), checkpoint=str(path))

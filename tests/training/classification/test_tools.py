@@ -14,33 +14,23 @@ import pytest
 import timm
 import torch
 
+from revbifpn.models.published_weights import PUBLISHED
 from tests.oracle import reference_state_dict
-
-from tests.training.classification.conftest import ROOT, write_config
+from tests.training.classification.conftest import ROOT, Refusal, write_config
 
 WITHOUT_MMCV = """
 import runpy, sys
 sys.modules["mmcv"] = sys.modules["mmdet"] = None  # importing them fails
-sys.path.insert(0, "tools")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a tool in a process in which mmcv and mmdet cannot be imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WITHOUT_MMCV, str(ROOT / "tools" / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-
-
-def refusal(monkeypatch: pytest.MonkeyPatch, tool: str, *arguments: object) -> str:
-    """What a tool says on its way out; run in this process, since starting one takes seconds."""
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-    assert isinstance(stop.value.code, str)  # Python prints it on stderr, without a traceback; the exit status is 1
-    return stop.value.code
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
 
 
 @pytest.fixture
@@ -69,17 +59,17 @@ def test_train_then_test_without_mmcv(config: Path, tmp_path: Path) -> None:
         assert f"accuracy/{name}: {value}" in reported
 
     other = run("train.py", config, "--resume", "--cfg-options", "model.name=test_efficientnet")
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "epoch_1.pth of --resume does not fit the model" in other.stderr
     assert "Traceback" not in other.stderr
     assert "Epoch(train)" not in other.stdout
 
 
 def test_faults_are_named_before_the_first_step(
-    config: Path, weights: Path, own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, weights: Path, own_folder: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     def refused(*arguments: object, tool: str = "train.py") -> str:
-        return refusal(monkeypatch, tool, config, *arguments)
+        return refusal(tool, config, *arguments)
 
     said = refused("--data", tmp_path / "nowhere")
     assert said.startswith("train: data set of train_dataloader not found: ")
@@ -104,34 +94,75 @@ def test_faults_are_named_before_the_first_step(
     assert not list((tmp_path / "work").glob("*/vis_data/scalars.json"))
 
 
-def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     detector = tmp_path / "detector.py"
     detector.write_text('model = dict(type="MaskRCNN")\noptim_wrapper = dict(type="OptimWrapper")\n')
-    assert "--amp needs a GPU to train a detector" in refusal(monkeypatch, "train.py", detector, "--amp")
-    assert "--data is for classification" in refusal(monkeypatch, "train.py", detector, "--data", tmp_path)
+    assert "--amp needs a GPU to train a detector" in refusal("train.py", detector, "--amp")
+    assert "--data is for classification" in refusal("train.py", detector, "--data", tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_image_ends_the_training_by_name(
-    config: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
+def test_broken_image_ends_the_training_by_name(config: Path, own_folder: Path, refusal: Refusal, workers: int) -> None:
     (own_folder / "train/red/2.png").write_bytes(b"broken")
-    said = refusal(monkeypatch, "train.py", config, "--cfg-options", f"train_dataloader.num_workers={workers}")
+    said = refusal("train.py", config, "--cfg-options", f"train_dataloader.num_workers={workers}")
     assert said.startswith(f"train: image {own_folder}/train/red/2.png (index 10) cannot be decoded")
     assert "on_error='skip'" in said
     assert "Traceback" not in said
 
 
+class TestFineTuning:
+    """``train.py configs/finetune/... --data FOLDER`` and a file of weights: nothing else has to be given."""
+
+    CONFIG = ROOT / "configs/finetune/revbifpn-s0_finetune.py"
+    # On a CPU in seconds.
+    SMALL = (
+        "--cfg-options",
+        "train_cfg.max_epochs=1",
+        *(
+            f"{loader}_dataloader.{option}"
+            for loader in ("train", "val")
+            for option in ("num_workers=0", "persistent_workers=False")
+        ),
+        "train_dataloader.dataset.transform.input_size=64",
+        "val_dataloader.dataset.transform.input_size=64",
+    )
+
+    def test_missing_weights_come_with_address_sha256_and_options(self, image_folder: Path, refusal: Refusal) -> None:
+        said = refusal("train.py", self.CONFIG, "--data", image_folder)
+        published = PUBLISHED["s0"]
+        assert said == (
+            "train: checkpoint not found: revbifpn_s0.pth.tar, the weights to begin with. It is published at "
+            f"{published.url} (sha256 {published.sha256}). Put it there, or name another place with --cfg-options "
+            "model.checkpoint=FILE; --from-scratch begins without weights"
+        )
+
+    def test_with_weights(self, image_folder: Path, tmp_path: Path) -> None:
+        torch.save(reference_state_dict("revbifpn_s0"), tmp_path / "revbifpn_s0.pth.tar")
+        done = run("train.py", self.CONFIG, "--data", image_folder, *self.SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "revbifpn_s0.pth.tar has 1000 classes, the model 3: the classifier is a fresh one" in done.stdout + done.stderr
+        state = torch.load(tmp_path / "work_dirs/revbifpn-s0_finetune/epoch_1.pth", weights_only=False)["state_dict"]
+        assert state["backbone.head.fc.weight"].shape == (3, 1280)
+
+    def test_from_scratch(self, image_folder: Path, tmp_path: Path) -> None:
+        done = run("train.py", self.CONFIG, "--data", image_folder, "--from-scratch", *self.SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        state = torch.load(tmp_path / "work_dirs/revbifpn-s0_finetune/epoch_1.pth", weights_only=False)["state_dict"]
+        norms = {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+        assert norms == {1}  # twelve images, one step: the norms learn their statistics
+
+
 def test_validate_prints_accuracy_and_file(
     tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a file in the published layout that always says: class 0, then 1, then 2, and so on."""
+    """On a file in the published layout that always says: class 0, then 1, then 2, and so on; its raw weights the reverse."""
     path = tmp_path / "revbifpn_s0.pth.tar"
     state = reference_state_dict("revbifpn_s0")
     state["head.fc.weight"] = torch.zeros_like(state["head.fc.weight"])
     state["head.fc.bias"] = -torch.arange(1000.0)
-    torch.save(state, path)
+    reverse = state | {"head.fc.bias": torch.arange(1000.0)}
+    torch.save({"state_dict": reverse, "state_dict_ema": state}, path)
     for index in range(1000):
         folder = tmp_path / "data/val" / f"n{index:04d}"
         folder.mkdir(parents=True)
@@ -147,15 +178,18 @@ def test_validate_prints_accuracy_and_file(
     assert "images:     1004\n" in printed
     assert f"top-1:      {100 * 3 / 1004:.2f} % (paper: 72.8 on ImageNet-1k)" in printed
     assert f"top-5:      {100 * 9 / 1004:.2f} %" in printed
+    sys.argv.append("--raw-weights")
+    runpy.run_path(str(ROOT / "tools/validate.py"), run_name="__main__")
+    assert f"top-1:      {100 * 1 / 1004:.2f} % (paper" in capsys.readouterr().out
 
 
 def test_validate_names_what_is_wrong(
-    tmp_path: Path, weights: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
     def refused(*arguments: object) -> str:
-        return refusal(monkeypatch, "validate.py", "--data", image_folder, "--checkpoint", *arguments)
+        return refusal("validate.py", "--data", image_folder, "--checkpoint", *arguments)
 
     assert "none.pth.tar" in refused("none.pth.tar")
     assert "has 3 classes, the model 1000" in refused(weights)
@@ -163,3 +197,7 @@ def test_validate_names_what_is_wrong(
     (tmp_path / "bad.pth.tar").write_text("no weights")
     assert "bad.pth.tar is no checkpoint" in refused("bad.pth.tar", "--num-classes", "3")
     assert "timm knows no model 'none'" in refused(weights, "--model", "none")
+    diverged = timm.create_model("test_resnet", num_classes=3).state_dict() | {"fc.bias": torch.full((3,), torch.inf)}
+    torch.save(diverged, weights)
+    said = refused(weights, "--model", "test_resnet", "--num-classes", "3")
+    assert "weights.pth has values that are NaN or infinite, in 1 tensors: fc.bias" in said

@@ -15,12 +15,14 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from revbifpn import CheckpointError
-from revbifpn.training.runner import check_data, resume_from, use_amp
-
+from revbifpn.training.checkpoints import resume_from
+from revbifpn.training.checks import check_data
+from revbifpn.training.config import set_num_classes, use_amp
 from tests.training.classification.conftest import MakeConfig, fresh_runner
 
 
 def train(cfg: Config) -> Runner:
+    set_num_classes(cfg, ["train_dataloader"])
     check_data(cfg, "train_dataloader", "val_dataloader")
     runner = fresh_runner(cfg)
     runner.train()

@@ -1,4 +1,4 @@
-"""The table of published weights, and fetching them: from a server on this machine, never from the real address."""
+"""The table of published weights, and fetching files: from a server on this machine, never from a real address."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 import timm
 import torch
 
-from revbifpn import CheckpointError, convert_checkpoint
+from revbifpn import CheckpointError, RevBiFPN, convert_checkpoint, load_checkpoint
 from revbifpn.models import PUBLISHED, VARIANTS, fetch_published
+from revbifpn.models.checkpoints import fetch, locate
 from tests.oracle import reference_state_dict
 
 FILE = "revbifpn_s0.pth.tar"
@@ -41,7 +42,8 @@ class Server:
                 pass
 
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.httpd.server_port}/{FILE}"
+        self.root = f"http://127.0.0.1:{self.httpd.server_port}"
+        self.url = f"{self.root}/{FILE}"
         self.thread = threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -87,9 +89,15 @@ def test_a_download_is_kept_and_used_again(server: Server, weights: bytes, tmp_p
     assert list(folder.iterdir()) == [folder / FILE]
 
 
-def test_without_a_folder_it_is_torch_hubs(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's folder of checkpoints."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert fetch_published("s0") == tmp_path / "checkpoints" / FILE
+    return tmp_path / "checkpoints"
+
+
+def test_without_a_folder_it_is_torch_hubs(server: Server, hub: Path) -> None:
+    assert fetch_published("s0") == hub / FILE
 
 
 def test_another_file_is_refused(server: Server, tmp_path: Path) -> None:
@@ -131,6 +139,85 @@ def test_what_lies_there_is_checked(server: Server, weights: bytes, tmp_path: Pa
     assert server.requests == 0
 
 
+def test_a_published_address_is_checked_whoever_names_it(server: Server, tmp_path: Path, hub: Path) -> None:
+    model = RevBiFPN("s0")
+    load_checkpoint(model, server.url)
+    assert torch.equal(model.head.fc.bias, reference_state_dict("revbifpn_s0")["head.fc.bias"])
+    (hub / FILE).write_bytes(b"another file")
+    with pytest.raises(CheckpointError, match=f"{FILE} is another file or a damaged one"):
+        load_checkpoint(model, server.url)
+
+
+def test_a_published_file_that_is_not_there_is_announced(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        locate(tmp_path / FILE)
+    assert str(caught.value) == (
+        f"checkpoint not found: {tmp_path / FILE}. It is published at {PUBLISHED['s0'].url} "
+        f"(sha256 {PUBLISHED['s0'].sha256}); that address may be named instead"
+    )
+
+
+class TestOtherAddresses:
+    """Files whose sha256 nobody published."""
+
+    def test_one_name_at_two_addresses_is_two_files(self, server: Server, tmp_path: Path) -> None:
+        contents = {}
+        for query in ("/a/model.pth", "/b/model.pth", "/b/model.pth?version=2"):
+            torch.save({"a": torch.full((1,), float(len(contents)))}, tmp_path / "file")
+            server.content = contents[query] = (tmp_path / "file").read_bytes()
+            assert fetch(server.root + query, tmp_path / "hub").name == "model.pth"
+        requests = server.requests
+        for query, content in contents.items():
+            assert fetch(server.root + query, tmp_path / "hub").read_bytes() == content
+        assert server.requests == requests == 3
+
+    def test_the_digits_in_a_name_are_checked(self, server: Server, weights: bytes, tmp_path: Path) -> None:
+        digits = hashlib.sha256(weights).hexdigest()[:8]
+        address = f"{server.root}/mask-rcnn_coco_20261124-{digits}.pth"
+        path = fetch(address, tmp_path)
+        assert path == tmp_path / path.name  # where torch.hub and MMEngine keep it
+        path.write_bytes(weights[:-1])
+        with pytest.raises(
+            CheckpointError, match=f"(?s)is another file or a damaged one .* expected sha256: {digits} ..."
+        ) as caught:
+            fetch(address, tmp_path)
+        assert address in str(caught.value)
+        path.unlink()
+        server.content = weights[:-1]
+        with pytest.raises(CheckpointError, match=f'invalid hash value .expected "{digits}"'):
+            fetch(address, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_date_in_a_name_is_no_sha256(self, server: Server, tmp_path: Path) -> None:
+        assert fetch(f"{server.root}/model-20261124.pth", tmp_path).is_file()
+
+    def test_what_was_fetched_once_holds(self, server: Server, weights: bytes, tmp_path: Path) -> None:
+        address = f"{server.root}/model.pth"
+        path = fetch(address, tmp_path)
+        path.write_bytes(weights[:-1])
+        with pytest.raises(CheckpointError, match="is another file or a damaged one"):
+            fetch(address, tmp_path)
+        path.with_name("model.pth.sha256").unlink()  # of unknown origin: not reused
+        assert fetch(address, tmp_path).read_bytes() == weights
+        assert server.requests == 2
+
+    def test_what_is_no_checkpoint_is_not_kept(self, server: Server, weights: bytes, tmp_path: Path) -> None:
+        address = f"{server.root}/model.pth"
+        server.content = b"<!DOCTYPE html>please log in"
+        with pytest.raises(CheckpointError, match="is no checkpoint: it begins with .*DOCTYPE"):
+            fetch(address, tmp_path)
+        server.content, server.cut = weights, len(weights) // 2
+        with pytest.raises(CheckpointError, match="is damaged: .* it may be truncated"):
+            fetch(address, tmp_path)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        server.cut = 0
+        assert fetch(address, tmp_path).read_bytes() == weights
+
+    def test_an_address_of_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="http://localhost/ is no address of a file"):
+            fetch("http://localhost/", tmp_path)
+
+
 class TestThroughTimm:
     @pytest.mark.parametrize(
         "kwargs", [{}, {"num_classes": 5}, {"in_chans": 1}, {"features_only": True, "out_indices": (0, 3)}]
@@ -169,7 +256,7 @@ class TestThroughTimm:
 def test_table_is_complete_and_what_timm_and_the_model_zoo_say() -> None:
     assert list(PUBLISHED) == list(VARIANTS)
     assert len({weights.sha256 for weights in PUBLISHED.values()}) == 7
-    text = (Path(__file__).parents[2] / "model_zoo" / "README.md").read_text()
+    text = (Path(__file__).parents[3] / "model_zoo" / "README.md").read_text()
     rows = re.findall(r"^\| revbifpn_(s\d) \| ([\d.]+) \| (\d+) \| `([0-9a-f]{64})` \|$", text, re.MULTILINE)
     assert rows == [(k, str(w.top1), str(VARIANTS[k].image_size), w.sha256) for k, w in PUBLISHED.items()]
     for name, published in PUBLISHED.items():

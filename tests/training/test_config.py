@@ -1,8 +1,7 @@
-"""The command lines' early errors."""
+"""From command lines to a config: options, and data sets that are not there."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,31 +9,48 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from revbifpn.training.runner import check_data, load_config
+from revbifpn.training.checks import check_data
+from revbifpn.training.config import load_config
+from revbifpn.training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py"
 
 
-def arguments(**values: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"config": CONFIG, "work_dir": None, "cfg_options": None, "launcher": "none", **values})
-
-
 def test_config_with_options(tmp_path: Path) -> None:
-    cfg = load_config(arguments(cfg_options={"train_dataloader.batch_size": 7}))
+    cfg = load_config(CONFIG, {"train_dataloader.batch_size": 7})
     assert cfg.train_dataloader.batch_size == 7
     assert cfg.work_dir == "work_dirs/mask-rcnn_revbifpn-s0_hrfpn_1x_coco"
-    assert load_config(arguments(work_dir=tmp_path)).work_dir == str(tmp_path)
+    assert load_config(CONFIG, work_dir=tmp_path).work_dir == str(tmp_path)
 
 
-def test_missing_config_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match="config not found: nowhere.py"):
-        load_config(arguments(config=Path("nowhere.py")))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"tran_dataloader.batch_size": 4},
+            "tran_dataloader.batch_size=4: 'tran_dataloader' is no setting; did you mean 'train",
+        ),
+        ({"data_root": "x"}, "data_root=x: 'data_root' is a variable that the config file has used up"),
+        ({"zzz": 1}, "'zzz' is no setting; those are auto_scale_lr, custom_hooks,"),
+        ({"custom_hooks.9.type": "x"}, "custom_hooks.9.type=x: Index 9 exceeds the length$"),
+        ({"model.type.x": 1}, "model.type.x=1: 'model.type' holds no settings by name"),
+        ({"model.backbone.variant": "s1", "model.type.x": 1}, "model.type.x=1: 'model.type' holds"),
+    ],
+)
+def test_option_that_would_change_nothing_is_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--cfg-options {message}" if "=" in message else message):
+        load_config(CONFIG, options)
+
+
+def test_delete_goes_with_the_other_options_of_its_dict() -> None:
+    cfg = load_config(CONFIG, {"model.neck.type": "FPN", "model.neck._delete_": True})
+    assert cfg.model.neck == {"type": "FPN"}
 
 
 def test_missing_data_set_is_named_with_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cfg = load_config(arguments())
+    cfg = load_config(CONFIG)
     with pytest.raises(
         FileNotFoundError, match="train_dataloader not found: data/coco does not exist.*instances_train2017.json"
     ):

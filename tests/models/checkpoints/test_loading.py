@@ -1,4 +1,4 @@
-"""Checkpoints: the published layout, safe reading, and clear refusals that change nothing."""
+"""Checkpoints into models: the published layout, safe reading, and clear refusals that change nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revbifpn import CheckpointError, RevBiFPN, RevBiFPNPyramid, convert_checkpoint, load_checkpoint
 from revbifpn.models import VARIANTS, read_checkpoint
+from revbifpn.models.checkpoints import find_variant
 from tests.oracle import reference_shapes, reference_state_dict
 
 
@@ -78,8 +79,6 @@ def test_checkpoint_of_another_variant_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_recognised(name: str) -> None:
-    from revbifpn.models.checkpoints import find_variant
-
     with torch.device("meta"):
         assert find_variant(RevBiFPN(name).state_dict()) == name
 

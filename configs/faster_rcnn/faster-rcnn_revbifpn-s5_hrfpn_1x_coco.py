@@ -1,0 +1,11 @@
+_base_ = [
+    "../_base_/models/faster-rcnn_revbifpn_hrfpn.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(variant="s5"),
+    neck=dict(in_channels=[256, 336, 672, 1696]),
+)

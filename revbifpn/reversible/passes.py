@@ -1,0 +1,171 @@
+"""A pass: all that one forward pass through a chain of layers leaves for its backward pass.
+
+Nothing of a pass hangs on a module, so two passes, and two threads, do not meet. The tensors that a pass needs are saved by the
+chain's autograd functions (:mod:`.autograd`); values of a layer's outputs, which nobody saved, are handed from the function
+of one layer to that of the layer before it, on the pass.
+
+The same way go gradients between two layers, where nobody can see them: then they belong to the pass and are overwritten
+rather than added to. Autograd carries zeros without memory in their place, which keep the order. Where a hook looks at a
+layer's streams, the gradients go through autograd as everywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from revbifpn.reversible.autograd import LinkFunction
+from revbifpn.reversible.forms import Setting
+from revbifpn.reversible.layers import Held, LayerRun, ReversibleLayer
+from revbifpn.reversible.plan import hooked
+from revbifpn.reversible.streams import Streams
+
+if TYPE_CHECKING:
+    from revbifpn.reversible.additive import Choice
+    from revbifpn.reversible.exact import ExactMonitor
+    from revbifpn.reversible.readout import ReadOut
+
+
+@dataclass
+class Link:
+    """One layer of a pass.
+
+    Attributes:
+        index: position among the layers of the pass.
+        run: what the layer needs to run again.
+        num_streams: how many streams it takes.
+        saves: what it keeps of its streams: ``"outputs"``, ``"inputs"``, ``"both"``, or nothing where the next one rebuilds its
+            outputs.
+        private_before, private_after: whether nobody outside of the pass can see its input and its output streams.
+    """
+
+    owner: Pass
+    index: int
+    run: LayerRun
+    num_streams: int
+    saves: str
+    private_before: bool
+    private_after: bool
+
+
+class Pass:
+    """One forward pass through a chain and its backward pass.
+
+    Args:
+        setting: what its edges share.
+        monitor: checks that the reversal is exact, where that was asked for.
+        first: index of the pass's first layer in its chain, for messages.
+        count: how many links there will be.
+        stored: keep each layer's inputs and what its edges keep, instead of rebuilding them.
+        choices: for each layer, which of its edges are stored.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        monitor: ExactMonitor | None,
+        first: int,
+        count: int,
+        stored: bool,
+        choices: list[Choice] | None = None,
+    ) -> None:
+        self.setting, self.monitor, self.first, self.count = setting, monitor, first, count
+        self.stored, self.choices = stored, choices
+        self.done = 0
+        self._private = False  # whether the streams that come next were seen by nobody
+        self._streams: Streams = ()  # what the last layer returned
+        self._values: Held | None = None
+        self._grads: Held | None = None
+        self._owner = -1
+
+    # Forward
+
+    def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
+        """Run ``layer`` as the next link of the chain."""
+        streams = self._as_returned(layer, streams)
+        if self.stored and not layer.is_lean():
+            self.done += 1
+            self._streams = layer.transform(streams, self.setting)
+            return self._streams
+        index = self.done
+        last = index == self.count - 1
+        store = self.stored if self.choices is None else self.choices[index]
+        private_before = self._private and not self.stored and not layer._forward_pre_hooks
+        self._private = not last and not self.stored and not hooked([layer])
+        # Stored links keep their inputs for derivatives of derivatives; these are the outputs of the links before.
+        saves = "both" if self.stored else "outputs" if last else ""
+        link = Link(self, index, layer.begin(self.setting, store), len(streams), saves, private_before, self._private)
+        return self._apply(link, streams)
+
+    def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
+        """End the chain: its streams go through a module each."""
+        if self.stored and not readout.is_lean():
+            return readout.transform(streams, self.setting)
+        private_before = self._private
+        store = self.stored if self.choices is None else self.choices[self.done]
+        run = readout.begin(replace(self.setting, frugal=not self.stored), store)
+        self._streams = ()
+        return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
+
+    def _apply(self, link: Link, streams: Streams) -> Streams:
+        self.done += 1
+        outputs: Streams = LinkFunction.apply(link, *streams, *link.run.params)
+        self._streams = () if self.done == self.count else outputs
+        return outputs
+
+    def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:
+        """The streams in the precision in which the last layer returned them.
+
+        FSDP's mixed precision casts what goes into a layer; a stream that was rounded there could not be rebuilt.
+        """
+        if not self._streams or len(streams) != len(self._streams):
+            return streams
+        for index, (got, returned) in enumerate(zip(streams, self._streams, strict=True)):
+            if got.dtype != returned.dtype:
+                return tuple(
+                    _Uncast.apply(got, returned.detach()) for got, returned in zip(streams, self._streams, strict=True)
+                )
+            if got is not returned and got.data_ptr() != returned.data_ptr():
+                raise RuntimeError(
+                    f"stream {index} is another tensor when it comes to reversible layer {self.first + self.done} "
+                    f"({type(layer).__name__}) than the layer before it returned, so it could not be rebuilt: no hook may change "
+                    "streams between the layers of a ReversibleSequential; set reversible=False where one has to"
+                )
+        return streams
+
+    # Backward
+
+    def put(self, owner: int, values: Held, grads: Held | None) -> None:
+        """Leave the values of link ``owner``'s outputs, and their gradients where autograd carries none."""
+        self._owner, self._values, self._grads = owner, values, grads
+
+    def take_values(self, owner: int) -> Held:
+        """Take the values of link ``owner``'s outputs; the pass forgets them."""
+        values, self._values = self._values, None
+        if values is None or self._owner != owner:
+            raise RuntimeError(
+                f"the backward pass reached reversible layer {self.first + owner} but not the layer after it, so nothing rebuilt "
+                "its outputs: a gradient can enter a ReversibleSequential only by its outputs (or together with them). "
+                "Split it in two where you take an intermediate result, or set reversible=False"
+            )
+        return values
+
+    def take_grads(self) -> Held | None:
+        """Take the gradients that the link after left; None if autograd carried them."""
+        grads, self._grads = self._grads, None
+        return grads
+
+
+class _Uncast(torch.autograd.Function):
+    """A stream's value as it was before something cast it, with the gradient of what it was cast to."""
+
+    @staticmethod
+    def forward(ctx: object, cast: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
