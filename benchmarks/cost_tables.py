@@ -74,7 +74,7 @@ def front_of(costs: Iterable[Cost]) -> list[Cost]:
 
 
 def group_table(group: Mapping[str, Any]) -> str:
-    """Memory and time of a group; times beside the first network's, the yardstick's, and beside the network's own stored mode."""
+    """Memory and time of a group; times against the first network's (the yardstick's) and the network's own in stored mode."""
     costs = costs_of(group)
     first = next((cost.per_sample for cost in costs if cost.per_sample), None)
     stored = {cost.name: cost.per_sample for cost in costs if cost.mode == "stored"}
@@ -100,7 +100,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += ["", group_table(group)]
         if front := front_of(costs_of(group)):
             named = "; ".join(f"{cost.label} (top-1 {cost.top1 or 'unknown'})" for cost in front)
-            lines += ["", f"No network takes both less memory and less time than one of these: {named}."]
+            lines += ["", f"On the Pareto front of memory and time, where none here is better in both: {named}."]
     if "growth" in results:
         lines += ["", "## Growth", "", f"RevBiFPN-S0. {describe(results['growth']['environment'])}."]
         for sweep in results["growth"]["sweeps"]:

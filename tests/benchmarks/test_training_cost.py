@@ -21,14 +21,13 @@ MODES = ("plain", "reversible")
 def test_the_cost_of_a_group(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     toy = ("--toy", "--parts", "cost", "--groups", "s0", "--threads", 1, "--json", path)
-    networks = ("--models", "revbifpn_s0", "mobilenetv3_large_100", "--modes", "plain", "reversible", "checkpointing")
+    networks = ("--models", "revbifpn_s0", "mobilenetv3_large_100", "--modes", "plain", "checkpointing")
     command(training_cost, *toy, *networks, "--only", "memory")
     output = command(training_cost, *toy, *networks, "--only", "time")
     group = json.loads(path.read_text())["cost"]["s0"]
     labels = {
         "revbifpn_s0, plain",
         "revbifpn_s0, plain, channels_last",
-        "revbifpn_s0, reversible",
         "mobilenetv3_large_100, checkpointing, channels_last",
     }
     assert set(group["networks"]) == set(group["memory"]["bytes_per_sample"]) == set(group["time"]["seconds"]) == labels
