@@ -17,7 +17,9 @@ import torch
 
 from benchmarks.common import describe, environment
 from revbifpn.memory import format_bytes
-from revbifpn.memory.sources import Settings, Subject, find_subject, profile_subject
+from revbifpn.memory.sources import find_subject
+from revbifpn.memory.steps import Settings, profile_subject
+from revbifpn.memory.subject import Subject
 
 DEMO = "configs/demo/mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
 

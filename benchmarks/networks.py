@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainRevBiFPN
 from revbifpn import RevBiFPN, set_exact, set_reversible
-from revbifpn.memory.published import published_accuracy
+from revbifpn.memory.imagenet_accuracy import published_top1
 from revbifpn.memory.sources import TimmSubject
 from revbifpn.models import VARIANTS, Variant
 
@@ -53,7 +53,7 @@ class Network:
     @property
     def top1(self) -> float | None:
         """Published ImageNet accuracy in percent."""
-        return published_accuracy(self.name)
+        return published_top1(self.name)
 
     def build(self, variant: Variant | None = None, **options: Any) -> nn.Module:
         """The network in training mode, with the weights of seed 0, so that all modes of one network compute the same.

@@ -1,6 +1,9 @@
-"""Images a second and memory of training and inference on this machine, for any of timm's models, side by side.
+"""Images a second and memory of training and inference on this machine, for several models side by side.
 
-python tools/throughput.py revbifpn_s0 revbifpn_s0:stored efficientnet_b0 --batch-size 16 --image-size 224
+    python tools/throughput.py revbifpn_s0 revbifpn_s0:stored efficientnet_b0 --batch-size 16 --image-size 224
+
+Models are named as for revbifpn-memory: a timm name or module:callable, and after a further colon the mode to train in;
+without one a model trains in its usual mode.
 """
 
 from __future__ import annotations
@@ -16,18 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-import revbifpn  # noqa: F401  (registers the timm models)
 from revbifpn.memory import profile_training
-
-MODES: dict[str, dict[str, bool]] = {
-    "reversible": {"reversible": True},
-    "stored": {"reversible": False},
-    "exact": {"reversible": True, "exact": True},
-}
+from revbifpn.memory.sources import subject_and_mode
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,10 @@ class Throughput:
 
     Attributes:
         model: as it was asked for.
+        parameters: numbers in the model's parameters.
+        batch: images in a step.
         image: side of the images in pixels.
-        train, infer: images a second, median; NaN where not measured. Loading images is not in it.
+        train, infer: images a second, median. Loading images is not in it.
         train_memory, infer_memory: peak of a step in bytes, by :func:`revbifpn.memory.profile_training`; training with SGD
             and momentum.
     """
@@ -63,59 +61,62 @@ def measure_throughput(
     """Measure models side by side, in turns, so that a machine that drifts drifts for all alike.
 
     Args:
-        models: timm's names; RevBiFPN's with ``:stored``, ``:reversible`` or ``:exact`` for how activations are treated.
+        models: as :func:`.subject_and_mode` takes them; only models that are called with a batch of images alone.
         image_size: side in pixels; None for each model's own.
         device: ``"cpu"`` or ``"cuda"``. Memory is measured on a GPU and predicted for a CPU.
         autocast: dtype of mixed precision; None for none.
         repeats: timed steps of each model.
 
     Raises:
-        ValueError: for an unknown model or mode, or a device that is not there.
+        ValueError: for an unknown model or mode, a model that takes other inputs, or a device that is not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU is there for device 'cuda'; take 'cpu'")
-    subjects = [_Subject(name, batch_size, image_size, device, autocast) for name in models]
+    runs = [_Run(name, batch_size, image_size, device, autocast) for name in models]
     seconds: dict[tuple[int, str], list[float]] = {}
     for repeat in range(repeats + 1):
-        for index, subject in enumerate(subjects):
-            for what, step in (("train", subject.train), ("infer", subject.infer)):
+        for index, run in enumerate(runs):
+            for what, step in (("train", run.train), ("infer", run.infer)):
                 elapsed = _seconds(step, device)
                 if repeat:  # the first chooses kernels and warms up
                     seconds.setdefault((index, what), []).append(elapsed)
     return [
         Throughput(
-            model=subject.name,
-            parameters=sum(p.numel() for p in subject.model.parameters()),
+            model=run.name,
+            parameters=sum(p.numel() for p in run.model.parameters()),
             batch=batch_size,
-            image=subject.images.shape[-1],
+            image=run.images.shape[-1],
             train=batch_size / statistics.median(seconds[index, "train"]),
             infer=batch_size / statistics.median(seconds[index, "infer"]),
-            train_memory=subject.train_memory(),
-            infer_memory=subject.infer_memory(),
+            train_memory=run.train_memory(),
+            infer_memory=run.infer_memory(),
         )
-        for index, subject in enumerate(subjects)
+        for index, run in enumerate(runs)
     ]
 
 
-class _Subject:
-    """A model with a random batch."""
+class _Run:
+    """A model in a mode, with a random batch."""
 
     def __init__(self, name: str, batch_size: int, image_size: int | None, device: str, autocast: torch.dtype | None) -> None:
         self.name = name
         self.device = device
         self.autocast = autocast
-        self.model = create(name).to(device).to(memory_format=torch.channels_last)
-        cfg: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
-        side = image_size or int(cfg["input_size"][-1])
-        images = torch.randn(batch_size, 3, side, side, device=device)
-        self.images = images.contiguous(memory_format=torch.channels_last)
+        subject, mode = subject_and_mode(name)
+        size = (image_size, image_size) if image_size else subject.image
+        batch = subject.inputs(batch_size, size)
+        if not isinstance(batch, Tensor):
+            raise ValueError(f"{name} cannot be timed: it is not called with a batch of images alone, as timm's models are")
+        self.model = subject.model(mode or subject.modes[0], size).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images = torch.randn(batch.shape, device=device).contiguous(memory_format=torch.channels_last)
+        self.loss = subject.loss
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
 
     def train(self) -> None:
         self.model.train()
         self.optimizer.zero_grad()
         with self._autocast():
-            loss = self.model(self.images).float().square().mean()
+            loss = self.loss(self.model(self.images))
         loss.backward()
         self.optimizer.step()
 
@@ -125,7 +126,7 @@ class _Subject:
             self.model(self.images)
 
     def train_memory(self) -> int:
-        return self._profile(self.model.train(), optimizer="sgd")
+        return self._profile(self.model.train(), loss=self.loss, optimizer="sgd")
 
     def infer_memory(self) -> int:
         # A step whose forward keeps nothing and whose backward does nothing.
@@ -152,21 +153,6 @@ class _Inference(nn.Module):
         return output
 
 
-def create(name: str) -> nn.Module:
-    """Make the model of ``"<timm name>"`` or ``"revbifpn_<size>:<mode>"``.
-
-    Raises:
-        ValueError: for a name that timm does not know, or a mode that there is not.
-    """
-    plain, _, mode = name.partition(":")
-    if not timm.is_model(plain):
-        raise ValueError(f"timm knows no model {plain!r}")
-    if mode and (mode not in MODES or not plain.startswith("revbifpn_")):
-        raise ValueError(f"{name!r}: only revbifpn models have modes, and these are {', '.join(MODES)}")
-    model: nn.Module = timm.create_model(plain, **MODES.get(mode, {}))
-    return model
-
-
 def _seconds(step: Callable[[], None], device: str) -> float:
     _synchronize(device)
     begin = time.perf_counter()
@@ -182,7 +168,7 @@ def _synchronize(device: str) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="timm's names; revbifpn_<size> also with :stored, :reversible or :exact")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="timm name or module:callable; then :MODE")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, help="side in pixels (default: each model's own)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -65,8 +64,8 @@ def _boxes(count: int, image: tuple[int, int], generator: torch.Generator) -> Te
     return torch.cat([corner, corner + size], dim=1)
 
 
-def detection_loss(losses: Any) -> Tensor:
-    """The sum of a detector's losses, as MMEngine adds them up."""
+def sum_of_losses(losses: Any) -> Tensor:
+    """The sum of the losses that a model returns by name, added up as MMEngine does."""
     values = [v for key, value in losses.items() if "loss" in key for v in (value if isinstance(value, list) else [value])]
     return torch.stack([value.mean() for value in values]).sum()
 
@@ -75,15 +74,26 @@ def detection_loss(losses: Any) -> Tensor:
 def without_values(detector: nn.Module) -> Iterator[None]:
     """While active, a detector's step needs no values of what its network computes."""
     roi_align = importlib.import_module("mmcv.ops.roi_align")  # the package's attribute of that name is the function
+    head = getattr(detector, "rpn_head", None)
+    with _replaced(roi_align, "ext_module", _Extension(roi_align.ext_module)):
+        # The proposals hang on the one head: other detectors keep their own.
+        with _replaced(head, "predict_by_feat", _proposals(detector)) if head is not None else nullcontext():
+            yield
 
-    with mock.patch.object(roi_align, "ext_module", _Extension(roi_align.ext_module)):
-        head = getattr(detector, "rpn_head", None)
-        if head is None:
-            yield
-            return
-        # The proposals' place is per instance: other detectors keep their own.
-        with mock.patch.object(head, "predict_by_feat", _proposals(detector)):
-            yield
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object, not its class, another attribute for a while."""
+    own = vars(owner)
+    was_there, before = name in own, own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if was_there:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 def _proposals(detector: Any) -> Callable[..., list[Any]]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from revbifpn.memory.report import format_bytes
-from revbifpn.memory.sources import Settings, Size, Subject, SubjectError, profile_subject
+from revbifpn.memory.steps import Settings, profile_subject
+from revbifpn.memory.subject import Size, Subject, SubjectError
 
 _UNITS = {
     "": 1,

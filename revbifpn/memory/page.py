@@ -1,6 +1,6 @@
 """A page for the browser: one HTML file that shows reports and a comparison, and needs nothing else.
 
-The template, style and script lie in ``templates`` beside this module; the page carries copies of them and its data.
+Markup, style and scripts lie in ``templates`` beside this module; the page carries copies of them and its data.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 from revbifpn.memory.plots import CATEGORY_COLOURS, FAMILY_COLOURS
 from revbifpn.memory.report import CATEGORIES, CATEGORY_TEXT, MemoryReport
-from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
+from revbifpn.memory.rows import ACCURACY, MEMORY, MEMORY_TEXT, PRINTED, ComparisonRow, accuracies_in
 
+#: One script in these parts: each uses names of those before it.
+_SCRIPTS = ("base.js", "report.js", "comparison.js", "page.js")
 _TENSOR_TEXTS = ("dtype", "category", "kind", "operator", "module", "stage", "stream", "phase")
 
 
@@ -27,7 +29,7 @@ def write_page(
     rows: Sequence[ComparisonRow] = (),
     title: str = "Memory of training steps",
     environment: str = "",
-    quality: str = TOP1,
+    memory: str = "per_sample",
 ) -> None:
     """Write a page that works without a network, from a file as well as from a server.
 
@@ -37,7 +39,7 @@ def write_page(
         rows: the comparison; none leaves it out.
         title: of the page.
         environment: one line about versions and machine.
-        quality: what the rows' ``top1`` is.
+        memory: the field of the rows that the charts show; one of :data:`.MEMORY`.
 
     Raises:
         ValueError: if there is nothing to show.
@@ -48,7 +50,9 @@ def write_page(
     data = {
         "environment": environment,
         "printed": PRINTED,
-        "quality": quality,
+        "memory": {"key": memory, "name": MEMORY[memory], "text": MEMORY_TEXT[memory]},
+        "memories": MEMORY,
+        "accuracies": [{"key": key, "name": ACCURACY[key]} for key in accuracies_in(rows)],
         "categories": [{"name": name, "text": CATEGORY_TEXT[name], "colour": CATEGORY_COLOURS[name]} for name in CATEGORIES],
         "familyColours": FAMILY_COLOURS,
         "reports": [_packed(report, strings) for report in reports],
@@ -58,7 +62,7 @@ def write_page(
     parts = {
         "title": html.escape(title),
         "css": _template("page.css"),
-        "js": _template("page.js"),
+        "js": "\n\n".join(map(_template, _SCRIPTS)),
         # As \u003c, no "<" can end the script element or open a comment in it.
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
@@ -77,7 +81,7 @@ def _packed(report: MemoryReport, strings: dict[str, int]) -> dict[str, Any]:
     return report.to_dict() | {
         "timeline": [[p.index, p.nbytes, number(p.phase), number(p.operator), number(p.module)] for p in report.timeline],
         "tensors": [
-            [t.nbytes, t.shape, *(number(getattr(t, name)) for name in _TENSOR_TEXTS)]  # page.js reads them in this order
+            [t.nbytes, t.shape, *(number(getattr(t, name)) for name in _TENSOR_TEXTS)]  # base.js reads them in this order
             for t in report.tensors
         ],
     }

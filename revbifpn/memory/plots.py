@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint, format_bytes
-from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
+from revbifpn.memory.rows import ACCURACY, MEMORY, PRINTED, ComparisonRow, accuracies_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,9 @@ CATEGORY_COLOURS = {
 }
 #: The same scheme, then two of his "muted" one; families take them in order, and again from the start.
 FAMILY_COLOURS = ["#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#66CCEE", "#882255", "#999933"]
+
+#: A row, and where it is drawn.
+_Point = tuple[ComparisonRow, float, float]
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _TEXT, _QUIET, _GRID, _CURVE = "#1c2430", "#5b6675", "#dde2e9", "#2f6299"
@@ -62,15 +65,16 @@ def plot_report(report: MemoryReport, path: Path) -> None:
 
 
 def plot_comparison(
-    rows: Sequence[ComparisonRow], path: Path, title: str = "Training memory per sample", quality: str = TOP1
+    rows: Sequence[ComparisonRow], path: Path, memory: str = "per_sample", title: str = "Training memory"
 ) -> None:
-    """Draw training memory per sample against multiply-accumulates, and against published accuracy.
+    """Draw training memory against multiply-accumulates, and against published accuracy.
 
-    A model's label is its name less its family's; points that were printed in the paper are hollow.
+    A model's label is its name less its family's; points that were printed in the paper are hollow. If rows have accuracies
+    of several kinds, the kind that most of them have is drawn.
 
     Args:
         path: of the PNG file; its folder is made if it is not there.
-        quality: what the rows' ``top1`` is.
+        memory: the field of the rows to draw; one of :data:`.MEMORY`.
 
     Raises:
         ImportError: without matplotlib.
@@ -78,6 +82,7 @@ def plot_comparison(
     """
     if not rows:
         raise ValueError("there are no rows to plot")
+    accuracy = next(iter(accuracies_in(rows)), "top1")
     figure = _new_figure(13, 6.2)
     left, right = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title, fontsize=14, color=_TEXT)
@@ -85,18 +90,19 @@ def plot_comparison(
     modes = list(dict.fromkeys(row.mode for row in rows if row.method != PRINTED))
     style = _Style(families, modes)
     _handle_log(left, right)
-    left.set_ylabel("training memory per sample", color=_QUIET)
-    _draw_points(left, rows, "macs", style)
-    _draw_points(right, rows, "top1", style)
+    left.set_ylabel(MEMORY[memory], color=_QUIET)
+    panels = ((left, _points(rows, "macs", memory)), (right, _points(rows, accuracy, memory)))
+    for axes, points in panels:
+        _draw_points(axes, points, style)
     left.set_xlabel("multiply-accumulates of one sample's forward pass", color=_QUIET)
-    right.set_xlabel(f"published {quality}", color=_QUIET)
+    right.set_xlabel(f"published {ACCURACY[accuracy]}", color=_QUIET)
     figure.legend(
         handles=style.legend(any(row.method == PRINTED for row in rows)), loc="outside lower center", ncols=8, frameon=False
     )
     # Labels look for free places among what is drawn, so the layout has to be final.
     figure.draw_without_rendering()
-    for axes, key in ((left, "macs"), (right, "top1")):
-        _label_points(axes, rows, key, style)
+    for axes, points in panels:
+        _label_points(axes, points)
     figure.set_layout_engine("none")
     _save(figure, path)
 
@@ -236,19 +242,19 @@ def _count(number: float) -> str:
     return format_bytes(number).removesuffix("B").strip()
 
 
-def _drawable(rows: Iterable[ComparisonRow], key: str) -> list[tuple[ComparisonRow, float]]:
-    values = ((row, getattr(row, key)) for row in rows if row.per_sample > 0)
-    return [(row, value) for row, value in values if value is not None and (key != "macs" or value > 0)]
+def _points(rows: Iterable[ComparisonRow], across: str, memory: str) -> list[_Point]:
+    """The rows that have both fields, with their values; zero has no place on a logarithmic axis."""
+    values = ((row, getattr(row, across), getattr(row, memory)) for row in rows)
+    return [(row, x, y) for row, x, y in values if x is not None and y and (across != "macs" or x > 0)]
 
 
-def _draw_points(axes: Axes, rows: Sequence[ComparisonRow], key: str, style: _Style) -> None:
-    points = _drawable(rows, key)
+def _draw_points(axes: Axes, points: Sequence[_Point], style: _Style) -> None:
     if not points:
         axes.text(0.5, 0.5, "no figures", transform=axes.transAxes, ha="center", color=_QUIET)
         return
     lines: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for row, value in points:
-        lines.setdefault((row.family, row.mode, row.method), []).append((value, row.per_sample))
+    for row, x, y in points:
+        lines.setdefault((row.family, row.mode, row.method), []).append((x, y))
     for (family, mode, method), line in lines.items():
         printed = method == PRINTED
         colour = style.colour(family)
@@ -273,18 +279,18 @@ def _draw_points(axes: Axes, rows: Sequence[ComparisonRow], key: str, style: _St
     axes.margins(0.09, 0.09)
 
 
-def _label_points(axes: Axes, rows: Sequence[ComparisonRow], key: str, style: _Style) -> None:
+def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
     """Each model's name once, beside the first of its points that has room; none where no point has."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    points = [(row, axes.transData.transform((value, row.per_sample))) for row, value in _drawable(rows, key)]
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in points]
+    places = [(row, axes.transData.transform((x, y))) for row, x, y in points]
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in places]
     frame = axes.get_window_extent(renderer)
     done: set[str] = set()
     # The lowest point of a model first: below it there is room, above it are its other modes.
-    for row, (x, y) in sorted(points, key=lambda p: (p[0].method == PRINTED, p[1][1])):
+    for row, (x, y) in sorted(places, key=lambda p: (p[0].method == PRINTED, p[1][1])):
         if row.name in done:
             continue
         text = axes.annotate(

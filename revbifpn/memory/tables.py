@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
 
 from revbifpn.memory.fit import Fit
 from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport, format_bytes
-from revbifpn.memory.rows import TOP1, ComparisonRow
+from revbifpn.memory.rows import ACCURACY, ComparisonRow, accuracies_in
 
 #: A table: its title, its head, and its rows.
 Table = tuple[str, list[str], list[list[str]]]
 
 #: So many tensors a report names.
 LARGEST = 10
+#: The columns of CSV that stand for a row's ``image``.
+_SIZE = ("height", "width")
 
 
 def report_tables(report: MemoryReport) -> list[Table]:
@@ -53,36 +57,34 @@ def headline(report: MemoryReport) -> str:
     )
 
 
-def comparison_table(rows: Sequence[ComparisonRow], quality: str = TOP1) -> Table:
-    """Rows as people read them; ``quality`` is what their ``top1`` is."""
-    head = [
-        "model",
-        "mode",
-        "image",
-        "params",
-        "GMACs",
-        f"published {quality}",
-        "per sample",
-        "whole step",
-        "batch",
-        "figure",
-    ]
-    return ("Training memory", head, [_cells(row) for row in rows])
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Rows as people read them, with a column for each published accuracy that one of them has."""
+    accuracies = accuracies_in(rows)
+    head = ["model", "mode", "image", "params", "GMACs", *(f"published {ACCURACY[name]}" for name in accuracies)]
+    return (
+        "Training memory",
+        [*head, "per sample", "whole step", "batch", "figure"],
+        [_cells(row, accuracies) for row in rows],
+    )
 
 
-def _cells(row: ComparisonRow) -> list[str]:
+def _cells(row: ComparisonRow, accuracies: Sequence[str]) -> list[str]:
     return [
         row.name,
         row.mode,
-        f"{row.image[0]}x{row.image[1]}" if row.image else "-",
-        f"{row.params / 1e6:.2f} M" if row.params else "-",
-        f"{row.macs / 1e9:.3g}" if row.macs else "-",
-        f"{row.top1:.1f}" if row.top1 is not None else "-",
-        format_bytes(row.per_sample),
-        format_bytes(row.peak) if row.peak else "-",
-        str(row.batch),
+        _or_dash(row.image, lambda image: f"{image[0]}x{image[1]}"),
+        _or_dash(row.params, lambda params: f"{params / 1e6:.2f} M"),
+        _or_dash(row.macs, lambda macs: f"{macs / 1e9:.3g}"),
+        *(_or_dash(getattr(row, name), lambda accuracy: f"{accuracy:.1f}") for name in accuracies),
+        _or_dash(row.per_sample, format_bytes),
+        _or_dash(row.peak, format_bytes),
+        _or_dash(row.batch, str),
         row.method,
     ]
+
+
+def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
+    return "-" if value is None else write(value)
 
 
 def fit_table(fits: Sequence[Fit | tuple[str, str, str]], memory: int) -> Table:
@@ -110,20 +112,11 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def to_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Numbers as they are: bytes, MACs, percent."""
+    """Rows as they are, one column for each field of :class:`.ComparisonRow`; what is unknown is empty."""
+    names = [name for field in fields(ComparisonRow) for name in (_SIZE if field.name == "image" else (field.name,))]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["model", "mode", "method", "height", "width", "batch", "params", "macs", "top1", "bytes_per_sample", "bytes_step"]
-    )
+    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
     for row in rows:
-        height, width = row.image or ("", "")
-        numbers = [
-            row.params or "",
-            row.macs or "",
-            "" if row.top1 is None else row.top1,
-            round(row.per_sample),
-            row.peak or "",
-        ]
-        writer.writerow([row.name, row.mode, row.method, height, width, row.batch, *numbers])
+        writer.writerow(asdict(row) | dict(zip(_SIZE, row.image or (None, None), strict=True)))
     return out.getvalue()

@@ -1,60 +1,46 @@
-"""Models side by side, and the paper's figures."""
+"""A model in several modes, as rows."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from revbifpn.memory import cli
-from revbifpn.memory.compare import compare, paper_points, paper_subjects
-from revbifpn.memory.rows import PRINTED
-from revbifpn.memory.sources import Settings, find_subject
+from revbifpn.memory.compare import profile_modes
+from revbifpn.memory.sources import find_subject
+from revbifpn.memory.steps import Settings
 
 
-def test_rows_of_every_mode() -> None:
+def test_a_row_for_every_mode() -> None:
     subject = find_subject("tests.memory.conftest:make_tiny")
-    rows = [row for row, _ in compare([subject], None, 4, (64, 64), Settings())]
-    assert [row.mode for row in rows] == ["reversible", "exact", "stored"]
-    assert {row.params for row in rows} == {sum(p.numel() for p in subject.build((64, 64)).parameters())}
-    assert len({row.macs for row in rows}) == 1
-    by_mode = {row.mode: row for row in rows}
-    assert by_mode["reversible"].per_sample < by_mode["stored"].per_sample
-    assert [row.mode for row, _ in compare([subject], ["stored"], 4, (64, 64), Settings())] == ["stored"]
+    told: list[str] = []
+    results = list(profile_modes(subject, subject.modes, 4, (64, 64), Settings(), told.append))
+    rows = {row.mode: row for row, _ in results}
+    assert list(rows) == ["reversible", "exact", "stored"]
+    assert {row.params for row in rows.values()} == {sum(p.numel() for p in subject.build((64, 64)).parameters())}
+    assert len({row.macs for row in rows.values()}) == 1
+    assert rows["reversible"].per_sample < rows["stored"].per_sample
+    assert [row.mode for row, _ in profile_modes(subject, ["stored"], 4, (64, 64), Settings())] == ["stored"]
+    assert all(any(mode in text for text in told) for mode in rows)
+
+
+def test_the_fields_of_a_row_are_the_reports() -> None:
+    subject = find_subject("tests.memory.conftest:make_tiny")
+    subject.top1, subject.box_ap = 71.0, 31.0
+    ((row, report),) = profile_modes(subject, ["stored"], 4, (64, 96), Settings())
+    assert (row.name, row.method, row.image, row.batch) == (subject.name, "predicted", (64, 96), 4)
+    assert (row.per_sample, row.peak, row.step_per_sample) == (report.per_sample, report.peak, report.peak / 4)
+    assert row.step_per_sample > row.per_sample, "weights are in the whole step alone"
+    assert (row.top1, row.box_ap) == (71.0, 31.0)
+
+
+def test_a_step_that_cannot_be_predicted_is_measured_without_macs() -> None:
+    subject = find_subject("tests.memory.test_steps:make_value_dependent")
+    ((row, _),) = profile_modes(subject, ["stored"], 2, (32, 32), Settings(optimizer=None, method="measure"))
+    assert (row.method, row.macs) == ("measured", None)
+    assert row.peak > 0
 
 
 def test_memory_per_sample_does_not_depend_on_the_batch() -> None:
     subject = find_subject("revbifpn_s0")
-    small, large = (next(iter(compare([subject], ["reversible"], n, (64, 64), Settings())))[0] for n in (64, 256))
+    small, large = (next(profile_modes(subject, ["reversible"], n, (64, 64), Settings()))[0] for n in (64, 256))
     assert large.per_sample == pytest.approx(small.per_sample, rel=0.02)
-
-
-def test_printed_points() -> None:
-    imagenet = {row.name: row for row in paper_points("imagenet")}
-    assert len(imagenet) == 10
-    assert imagenet["efficientnet_b7"].per_sample == 5.05e9
-    assert imagenet["revbifpn_s6"].top1 == 84.2
-    mask = {row.name: row for row in paper_points("mask-rcnn")}
-    assert mask["revbifpn_s6"].per_sample == 3.7e9  # 7.4 GB are printed for two images
-    assert {row.method for row in (*imagenet.values(), *mask.values())} == {PRINTED}
-
-
-def test_models_of_the_papers_figures() -> None:
-    subjects, batch = paper_subjects("imagenet")
-    assert [s.image[0] for s in subjects if s.name in ("revbifpn_s6", "tf_efficientnet_b7")] == [352, 600]
-    assert batch == 16
-    pytest.importorskip("mmdet")
-    detectors, batch = paper_subjects("faster-rcnn")
-    assert batch == 2
-    names = {d.name for d in detectors}
-    assert names == {row.name for row in paper_points("faster-rcnn")}
-    assert all(d.image == (800, 1344) or "revbifpn" not in d.name for d in detectors)
-    assert all("mask_head" not in d.cfg.model.roi_head for d in detectors)  # type: ignore[attr-defined]
-
-
-def test_the_headline() -> None:
-    printed = paper_points("imagenet")
-    here = [replace(row, method="predicted", peak=round(16 * row.per_sample)) for row in printed]
-    text = cli._headline_ratio([*here, *printed])
-    assert "20.2 times by its printed points" in text  # 5.05 / 0.25; the paper's text says 19.8
-    assert "here 20.2 times per sample, 20.2 times for the whole step" in text
+    assert large.step_per_sample < small.step_per_sample

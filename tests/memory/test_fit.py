@@ -7,7 +7,9 @@ import random
 import pytest
 
 from revbifpn.memory.fit import IMAGE_STEP, largest, largest_batch, largest_image, parse_bytes
-from revbifpn.memory.sources import Settings, SubjectError, find_subject, profile_subject
+from revbifpn.memory.sources import find_subject
+from revbifpn.memory.steps import Settings, profile_subject
+from revbifpn.memory.subject import SubjectError
 
 TINY = "tests.memory.conftest:make_tiny"
 

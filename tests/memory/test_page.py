@@ -16,7 +16,7 @@ import torch
 from revbifpn import set_reversible
 from revbifpn.memory import MemoryReport, TensorRecord, format_bytes, profile_training
 from revbifpn.memory.page import write_page
-from revbifpn.memory.rows import PRINTED, TOP1, ComparisonRow
+from revbifpn.memory.rows import ACCURACY, MEMORY_TEXT, PRINTED, ComparisonRow
 from tests.memory.conftest import make_tiny
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,14 +52,16 @@ def reports() -> list[MemoryReport]:
 @pytest.fixture(scope="module")
 def rows() -> list[ComparisonRow]:
     def row(name: str, macs: float | None, per_sample: float, **changes: Any) -> ComparisonRow:
-        base = ComparisonRow(name, "net", "stored", "predicted", (224, 224), 16, 5_000_000, macs, per_sample, 10**9, 80.0)
+        base = ComparisonRow(
+            name, "net", "stored", "predicted", (224, 224), 16, 5_000_000, macs, per_sample, 10**9 / 16, 10**9, top1=80.0
+        )
         return replace(base, **changes)
 
     return [
         row("net_10", 9e9, 2e8, top1=83.5),
         row("net_9", 2e8, 9.5e7, top1=71.5),
         row("net_9", 2e8, 6_610_000, top1=71.5, mode="reversible"),
-        row(EVIL, None, 4e8, top1=None, peak=None, image=None, params=0, method=PRINTED),
+        row(EVIL, None, 4e8, top1=None, peak=None, image=None, params=None, method=PRINTED),
     ]
 
 
@@ -381,13 +383,14 @@ def test_switching_models(at: Page, reports: list[MemoryReport]) -> None:
 @needs_browser
 def test_pointing_at_the_comparison(at: Page) -> None:
     assert len(at.all("#scatter-macs [data-name]")) == 3
-    assert len(at.all("#scatter-top1 [data-name]")) == 3
-    for chart in ("#scatter-macs", "#scatter-top1"):
+    assert len(at.all("#scatter-accuracy [data-name]")) == 3
+    for chart in ("#scatter-macs", "#scatter-accuracy"):
         at.point(at.one(f"{chart} [data-name='net_9'][data-mode=reversible]"))
         tooltip = at.tooltip()
         assert tooltip[""] == "net_9"
-        assert (tooltip["mode"], tooltip["per sample"], tooltip["MACs"]) == ("reversible", "6.61 MB", "200 M")
-        assert (tooltip["whole step"], tooltip[TOP1]) == ("1 GB", "71.5")
+        assert (tooltip["mode"], tooltip["memory per sample"], tooltip["MACs"]) == ("reversible", "6.61 MB", "200 M")
+        assert (tooltip["whole step"], tooltip["whole step per sample"]) == ("1 GB", "62.5 MB")
+        assert (tooltip[ACCURACY["top1"]], tooltip["batch"]) == ("71.5", "16")
     high, low = (at.one(f"#scatter-macs [data-name='{name}'][data-mode=stored]") for name in ("net_10", "net_9"))
     assert high.location["x"] > low.location["x"]
     assert high.location["y"] < low.location["y"]
@@ -415,6 +418,29 @@ def test_sorting_the_table(at: Page) -> None:
     sort(1)
     assert [name for name in column(1) if name != EVIL] == ["net_9", "net_9", "net_10"], "numbers in names count"
     assert len(at.all("#rows th[aria-sort]")) == 1
+
+
+@needs_browser
+def test_another_memory_and_another_accuracy(at: Page, rows: list[ComparisonRow], tmp_path: Path) -> None:
+    """Detectors have box AP, and the memory of their whole step; what is not known of a row is not drawn."""
+    detectors = [replace(row, top1=None, box_ap=30.0 + n, step_per_sample=(n + 1) * 1e9) for n, row in enumerate(rows[:3])]
+    detectors.append(replace(rows[3], box_ap=39.4, per_sample=None, step_per_sample=5e8))
+    write_page(tmp_path / "steps.html", [], detectors, memory="step_per_sample")
+    at.open(tmp_path / "steps.html")
+    assert at.text("#memory-text") == MEMORY_TEXT["step_per_sample"]
+    heads = [head.text for head in at.all("#rows th")]
+    assert heads[8:] == ["memory per sample", "whole step per sample", "whole step", ACCURACY["box_ap"]]
+    assert [cell.text for cell in at.all("#rows tbody td:nth-child(9)")][-1] == DASH
+    assert [cell.text for cell in at.all("#rows tbody td:nth-child(10)")] == ["1 GB", "2 GB", "3 GB", "500 MB"]
+    assert [cell.text for cell in at.all("#rows tbody td:nth-child(12)")] == ["30.0", "31.0", "32.0", "39.4"]
+    assert (len(at.all("#scatter-macs [data-name]")), len(at.all("#scatter-accuracy [data-name]"))) == (3, 4)
+    lowest = at.one("#scatter-accuracy [data-name='net_10']")
+    at.point(lowest)
+    assert (at.tooltip()["whole step per sample"], at.tooltip()[ACCURACY["box_ap"]]) == ("1 GB", "30")
+    write_page(tmp_path / "samples.html", [], detectors)
+    at.open(tmp_path / "samples.html")
+    assert at.text("#memory-text") == MEMORY_TEXT["per_sample"]
+    assert len(at.all("#scatter-accuracy [data-name]")) == 3
 
 
 @needs_browser

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from revbifpn.memory import MemoryReport, format_bytes, plots, profile_training
-from revbifpn.memory.rows import PRINTED, ComparisonRow
+from revbifpn.memory.rows import ACCURACY, MEMORY, PRINTED, ComparisonRow
 from tests.memory.conftest import TinyModel
 
 
@@ -24,7 +24,9 @@ def report(tiny: TinyModel) -> MemoryReport:
 
 def row(name: str, per_sample: float, **changes: Any) -> ComparisonRow:
     family = name.split("_")[0]
-    base = ComparisonRow(name, family, "stored", "predicted", (224, 224), 16, 1000, 1e9, per_sample, 10**9, 80.0)
+    base = ComparisonRow(
+        name, family, "stored", "predicted", (224, 224), 16, 1000, 1e9, per_sample, 2 * per_sample, 10**9, top1=80.0
+    )
     return replace(base, **changes)
 
 
@@ -33,7 +35,7 @@ ROWS = [
     row("net_large", 2e8, macs=9e9, top1=83.0),
     row("net_small", 3e6, macs=2e8, top1=71.0, mode="reversible"),
     row("other", 5e7, macs=3e9, top1=None),
-    row("net_large", 4e8, macs=1e10, top1=83.0, method=PRINTED, image=None, params=0, peak=None),
+    row("net_large", 4e8, macs=1e10, top1=83.0, method=PRINTED, image=None, params=None, peak=None),
 ]
 
 
@@ -110,6 +112,28 @@ def test_comparison_colours_families_and_labels_each_model_once(tmp_path: Path, 
     assert colours == {plots.FAMILY_COLOURS[0]}, "the printed point is hollow"
     legend = [text.get_text() for text in drawn[0].legends[0].texts]
     assert legend == ["net", "other", "stored", "reversible", PRINTED]
+
+
+def test_which_memory_and_which_accuracy_is_drawn(tmp_path: Path, drawn: list[Any]) -> None:
+    detectors = [
+        row("det_a", 1e7, macs=2e8, top1=None, box_ap=31.0),
+        row("det_b", 2e7, macs=9e8, top1=None, box_ap=39.0),
+        row("det_a", 3e7, macs=2e8, top1=None, box_ap=31.0, mode="printed", method=PRINTED),
+        row("net_c", 4e7, macs=9e9, top1=83.0),
+    ]
+    detectors[2] = replace(detectors[2], per_sample=None)
+    plots.plot_comparison(detectors, tmp_path / "step.png", "step_per_sample")
+    plots.plot_comparison(detectors, tmp_path / "sample.png")
+    for figure, label, factor, count in ((drawn[0], MEMORY["step_per_sample"], 2, 4), (drawn[1], MEMORY["per_sample"], 1, 3)):
+        left, right = figure.axes
+        assert left.get_ylabel() == label
+        assert right.get_xlabel() == f"published {ACCURACY['box_ap']}", "most of these rows have it"
+        marks = [line for line in left.lines if line.get_marker() != "None"]
+        assert sorted(y for line in marks for y in line.get_ydata()) == [
+            factor * n * 1e7 for n in (1, 2, 3, 4) if n != 3 or count == 4
+        ]
+        accuracies = {x for line in right.lines for x in line.get_xdata()}
+        assert accuracies == {31.0, 39.0}
 
 
 def test_labels_do_not_overlap(tmp_path: Path, drawn: list[Any]) -> None:

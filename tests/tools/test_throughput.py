@@ -6,12 +6,13 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 
-from tools.throughput import MODES, create, measure_throughput
+from tools.throughput import measure_throughput
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,20 +34,39 @@ def test_reports_every_model() -> None:
     assert reversible.infer_memory == stored.infer_memory
 
 
-def test_modes_reach_the_model() -> None:
-    for mode, settings in MODES.items():
-        model = create(f"revbifpn_s0:{mode}")
-        assert model.body.reversible is settings["reversible"]
-        assert (model.body.exact_bits is not None) is settings.get("exact", False)
+def test_the_mode_of_a_name_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is the model that the name means, in the mode that it says."""
+    import tools.throughput
+
+    timed: list[Any] = []
+    monkeypatch.setattr(tools.throughput, "_seconds", lambda step, device: timed.append(step.__self__.model) or 1.0)
+    tiny = "tests.memory.conftest:make_tiny"
+    names = [f"{tiny}:exact", f"{tiny}:stored", tiny, "test_resnet:checkpointing", "test_resnet"]
+    results = measure_throughput(names, batch_size=2, image_size=32, repeats=1)
+    assert [result.model for result in results] == names
+    exact, stored, usual, checkpointing, plain = (timed[2 * index] for index in range(5))
+    assert (exact.body.reversible, exact.body.exact_bits is None) == (True, False)
+    assert (stored.body.reversible, stored.body.exact_bits) == (False, None)
+    assert (usual.body.reversible, usual.body.exact_bits) == (True, None)
+    assert (checkpointing.grad_checkpointing, plain.grad_checkpointing) == (True, False)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none", "timm knows no model 'none'"), ("resnet18:exact", "only revbifpn"), ("revbifpn_s0:x", "modes")],
+    [
+        ("none", "unknown model 'none'"),
+        ("resnet18:exact", "resnet18 has no mode 'exact': choose from stored, checkpointing"),
+        ("revbifpn_s0:x", "revbifpn_s0:x: unknown mode 'x': choose from reversible, exact, stored"),
+        (
+            "configs/fashion_mnist/revbifpn-s0_fashion-mnist.py",
+            "fashion-mnist.py cannot be timed: it is not called with a batch",
+        ),
+    ],
 )
-def test_unknown_models_and_modes_are_named(name: str, message: str) -> None:
+def test_what_cannot_be_timed_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=message):
-        create(name)
+        measure_throughput([name])
 
 
 def test_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
