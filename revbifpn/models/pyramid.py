@@ -65,7 +65,7 @@ class RevBiFPNPyramid(nn.Module):
         in_chans: image channels.
         drop_path_rate: stochastic depth rate of the last stage, rising linearly from the first; None for the variant's.
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
-        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does where half precision is at work.
+        exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does in half precision.
         exact_bits: fractional bits of the exact mode's grid.
 
     Attributes:

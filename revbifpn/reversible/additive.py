@@ -231,9 +231,9 @@ class AdditiveRun:
         shape, dtype, device = self.shapes[index]
         if value.shape[1:] != shape[1:] or value.dtype != dtype or value.device != device:
             raise RuntimeError(
-                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the backward "
-                f"pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of its input, "
-                "parameters and buffers. Take out what differs between two calls, or set reversible=False"
+                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
+                f"backward pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of "
+                "its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
             )
 
 

@@ -4,8 +4,8 @@ Autograd runs the functions of a chain strictly from the last to the first, beca
 The last one keeps its outputs; each rebuilds its inputs and leaves them on the pass (:mod:`.passes`), where the function
 before finds the values of its own outputs.
 
-Parameters are inputs of their function and their gradients are returned by it: hooks, ``torch.autograd.grad``, DDP and FSDP see
-a layer's gradients as soon as the layer is done.
+Parameters are inputs of their function and their gradients are returned by it: hooks, ``torch.autograd.grad``, DDP and FSDP
+see a layer's gradients as soon as the layer is done.
 """
 
 from __future__ import annotations

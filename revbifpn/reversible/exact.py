@@ -5,8 +5,8 @@ multiple of ``2**-bits``. A float with a ``p``-bit significand (24 in float32, 5
 ``2**(p - bits)`` in magnitude, so sums and differences in that range are exact in any order, and what is rebuilt is
 bit-identical to what was there, at any depth.
 
-``exact="auto"``, the default everywhere, does this where half precision is at work in training (autocast, parameters or images),
-since there ordinary reversal is off by percents; in float32 it reverses ordinarily, with errors of some 1e-6.
+``exact="auto"``, the default everywhere, does this where half precision is at work in training (autocast, parameters
+or images), since ordinary reversal is off by percents there; in float32 it reverses ordinarily, with errors of some 1e-6.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def round_to_grid(value: Tensor, bits: int) -> Tensor:
     """
     if value.dtype not in _SIGNIFICAND_BITS:
         raise TypeError(
-            f"exact reversal needs float32 or float64 streams, got {value.dtype}: put the layer into a ReversibleSequential, which "
-            "keeps its streams in float32, or set exact=False"
+            f"exact reversal needs float32 or float64 streams, got {value.dtype}: put the layer into a ReversibleSequential, "
+            "which keeps its streams in float32, or set exact=False"
         )
     if torch.is_grad_enabled() and value.requires_grad:
         rounded: Tensor = _RoundToGrid.apply(value, bits)
@@ -160,9 +160,9 @@ class ExactMonitor:
                 if not peak < self._limit:  # NaN too
                     self.reports.warn(
                         "range",
-                        f"exact reversal: stream {stream} after reversible {layer} reached a magnitude of {peak:.6g}, sums are "
-                        f"exact only below {self._limit:.6g} ({self.bits} fractional bits), so gradients may differ from stored "
-                        "mode's. Use fewer bits (exact_bits), float64, or find out why the stream grows.",
+                        f"exact reversal: stream {stream} after reversible {layer} reached a magnitude of {peak:.6g}, sums "
+                        f"are exact only below {self._limit:.6g} ({self.bits} fractional bits), so gradients may differ from "
+                        "stored mode's. Use fewer bits (exact_bits), float64, or find out why the stream grows.",
                         ExactReversalWarning,
                     )
                     return
@@ -180,8 +180,8 @@ class ExactMonitor:
                     "identity",
                     f"exact reversal: the rebuilt input of the first reversible layer differs from the original in stream "
                     f"{', '.join(differs)}: a stream left the exact range, or an edge returned other values in the "
-                    "backward pass than in the forward pass (nondeterministic kernels, or an edge compiled differently for the "
-                    "two). Gradients may differ from stored mode's.",
+                    "backward pass than in the forward pass (nondeterministic kernels, or an edge compiled differently for "
+                    "the two). Gradients may differ from stored mode's.",
                     ExactReversalWarning,
                 )
 

@@ -58,8 +58,8 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def conv(module: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """The convolution that ``module`` is, with another weight.
 
-    On a CPU oneDNN is slow to call: a pointwise convolution in channels_last is a product of matrices, and a depthwise one of a
-    single pixel scales it.
+    On a CPU oneDNN is slow to call: a pointwise convolution in channels_last is a product of matrices, and a depthwise one of
+    a single pixel scales it.
     """
     if x.device.type == "cpu":
         if _is_pointwise(module, x):

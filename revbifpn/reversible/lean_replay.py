@@ -158,7 +158,7 @@ class WholeReplay(_ChainReplay):
                     yield slice(None), dx
             elif index > first:
                 assert dx is not None
-                delta = self._through_gate_and_act(index - 1, dx, self.inners[index - 1])
+                delta = self._through_gate_and_act(index - 1, dx, self.inners[index - 1])  # noqa: F841  (the next turn uses it)
                 del dx
 
     def _through_norm(self, index: int, delta: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A pass: all that one forward pass through a chain of layers leaves for its backward pass.
 
-Nothing of a pass hangs on a module, so two passes, and two threads, do not meet. The tensors that a pass needs are saved by the
-chain's autograd functions (:mod:`.autograd`); values of a layer's outputs, which nobody saved, are handed from the function
-of one layer to that of the layer before it, on the pass.
+Nothing of a pass hangs on a module, so two passes, and two threads, do not meet. The tensors that a pass needs are saved by
+the chain's autograd functions (:mod:`.autograd`); values of a layer's outputs, which nobody saved, are handed from the
+function of one layer to that of the layer before it, on the pass.
 
 The same way go gradients between two layers, where nobody can see them: then they belong to the pass and are overwritten
 rather than added to. Autograd carries zeros without memory in their place, which keep the order. Where a hook looks at a
@@ -37,8 +37,8 @@ class Link:
         index: position among the layers of the pass.
         run: what the layer needs to run again.
         num_streams: how many streams it takes.
-        saves: what it keeps of its streams: ``"outputs"``, ``"inputs"``, ``"both"``, or nothing where the next one rebuilds its
-            outputs.
+        saves: what it keeps of its streams: ``"outputs"``, ``"inputs"``, ``"both"``, or nothing where the next one
+            rebuilds its outputs.
         private_before, private_after: whether nobody outside of the pass can see its input and its output streams.
     """
 
@@ -131,8 +131,8 @@ class Pass:
             if got is not returned and got.data_ptr() != returned.data_ptr():
                 raise RuntimeError(
                     f"stream {index} is another tensor when it comes to reversible layer {self.first + self.done} "
-                    f"({type(layer).__name__}) than the layer before it returned, so it could not be rebuilt: no hook may change "
-                    "streams between the layers of a ReversibleSequential; set reversible=False where one has to"
+                    f"({type(layer).__name__}) than the layer before it returned, so it could not be rebuilt: no hook may "
+                    "change streams between the layers of a ReversibleSequential; set reversible=False where one has to"
                 )
         return streams
 
@@ -147,8 +147,9 @@ class Pass:
         values, self._values = self._values, None
         if values is None or self._owner != owner:
             raise RuntimeError(
-                f"the backward pass reached reversible layer {self.first + owner} but not the layer after it, so nothing rebuilt "
-                "its outputs: a gradient can enter a ReversibleSequential only by its outputs (or together with them). "
+                f"the backward pass reached reversible layer {self.first + owner} but not the layer after it, so nothing "
+                "rebuilt its outputs: a gradient can enter a ReversibleSequential only by its outputs (or together with "
+                "them). "
                 "Split it in two where you take an intermediate result, or set reversible=False"
             )
         return values

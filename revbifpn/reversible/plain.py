@@ -109,8 +109,8 @@ class PlainRun(Run):
             self._settle_buffers()
             if [x._version for x in inputs] != before:
                 raise RuntimeError(
-                    f"{type(self.form.edge).__name__} changes its input in place, so the input cannot be rebuilt: let it work on "
-                    "a copy (no inplace=True on what comes in)"
+                    f"{type(self.form.edge).__name__} changes its input in place, so the input cannot be rebuilt: let it work "
+                    "on a copy (no inplace=True on what comes in)"
                 )
             self.random_states = [(device, state) for device, state in states if _differs(state, _get_random_state(device))]
         return output
@@ -156,13 +156,17 @@ class PlainRun(Run):
     def again(self, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Run the edge once more, as in :meth:`record` but with a graph if grad mode is on."""
         for index, (owner, name, _, _) in enumerate(self.form.buffer_slots):
-            buffer: Tensor | None = self.buffers[index]
-            if buffer is None or owner.get(name) is not buffer or not buffer.is_floating_point():
+            seen: Tensor | None = self.buffers[index]
+            if seen is None or owner.get(name) is not seen:
+                continue
+            assert seen is not None  # narrowed by the comparison with what mypy takes for Any | None
+            if not seen.is_floating_point():
                 continue  # a counter of batches decides no value
-            if buffer._version != self.versions[index]:
+            if seen._version != self.versions[index]:
                 raise RuntimeError(
-                    f"buffer {name!r} of {type(self.form.edge).__name__} was changed between forward and backward, as by another "
-                    "forward pass in training mode, so the edge would return other values now: run backward before that pass"
+                    f"buffer {name!r} of {type(self.form.edge).__name__} was changed between forward and backward, as by "
+                    "another forward pass in training mode, so the edge would return other values now: run backward before "
+                    "that pass"
                 )
         with _modules_in_use, ExitStack() as stack:
             stack.enter_context(_uncached())
