@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from revbifpn.integrations.mmdet import recomputed
-from revbifpn.memory.detection import detection_inputs, detection_loss, without_values
+from revbifpn.memory.detection import detection_inputs, sum_of_losses, without_values
 from revbifpn.memory.sources import ConfigSubject, Settings, profile_subject
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -39,8 +39,8 @@ def step(cfg: Config, state: dict[str, Tensor] | None) -> tuple[Any, dict[str, T
     torch.manual_seed(2)  # samplers
     with without_values(detector):
         losses = detector(images, batch["data_samples"], mode="loss")
-    detection_loss(losses).backward()
-    flat = {key: detection_loss({key: value}).detach() for key, value in losses.items() if "loss" in key}
+    sum_of_losses(losses).backward()
+    flat = {key: sum_of_losses({key: value}).detach() for key, value in losses.items() if "loss" in key}
     return detector, flat, {key: p.grad for key, p in detector.named_parameters()}
 
 
