@@ -13,8 +13,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from revbifpn.integrations.mmdet import recomputed
+from revbifpn.memory.configs import ConfigSubject
 from revbifpn.memory.detection import detection_inputs, sum_of_losses, without_values
-from revbifpn.memory.sources import ConfigSubject, Settings, profile_subject
+from revbifpn.memory.steps import Settings, profile_subject
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PLAIN = {
@@ -75,6 +76,7 @@ def test_losses_and_all_gradients_are_mmdetections(neck: str, monkeypatch: pytes
 )
 def test_memory_of_a_whole_step(config: str, batch: int, most: float) -> None:
     """Predicted for a GPU at 800x1344: float32, SGD with its state."""
-    report = profile_subject(ConfigSubject(str(CONFIGS / config)), "reversible", batch, (800, 1344), Settings(device="cuda"))
+    subject = ConfigSubject.from_file(str(CONFIGS / config))
+    report = profile_subject(subject, "reversible", batch, (800, 1344), Settings(device="cuda"))
     assert report.optimizer == "sgd"
     assert report.peak <= most
