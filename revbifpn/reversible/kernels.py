@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def conv(module: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     On a CPU oneDNN is slow to call: a pointwise convolution in channels_last is a product of matrices, and a depthwise one of
     a single pixel scales it.
     """
-    if x.device.type == "cpu":
+    if device_type(x) == "cpu":
         if _is_pointwise(module, x):
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
         if _is_one_pixel(module, x):
@@ -76,7 +77,7 @@ def conv_backward(
     if not (wants_x or wants_weight):
         return None, None
     by_hand: Tensor | None = None
-    if x.device.type == "cpu":
+    if device_type(x) == "cpu":
         if _is_pointwise(module, x):
             return _pointwise_backward(grad, x, weight, wants_x, wants_weight)
         if _is_one_pixel(module, x):
@@ -190,6 +191,24 @@ def upsample_backward(grad: Tensor, scale: float, height: int, width: int) -> Te
     return dx
 
 
-def chunk_bytes(device: torch.device, frugal: bool) -> int:
+def chunk_bytes(like: Tensor, frugal: bool) -> int:
     """How large a tensor should be for a call of its own: it fits a core's cache, or fills the device."""
-    return (2**20 if device.type == "cpu" else 2**23) >> (2 * frugal)
+    return (2**20 if device_type(like) == "cpu" else 2**23) >> (2 * frugal)
+
+
+_stands_for: list[str] = []
+
+
+def device_type(tensor: Tensor) -> str:
+    """``"cpu"``, ``"cuda"``, ...: where the tensor is, or would be in the step that is predicted with it."""
+    return _stands_for[-1] if _stands_for else tensor.device.type
+
+
+@contextmanager
+def standing_for(device: str) -> Iterator[None]:
+    """While active, all tensors stand for tensors on a device: what runs on them is what would run there."""
+    _stands_for.append(device)
+    try:
+        yield
+    finally:
+        _stands_for.pop()

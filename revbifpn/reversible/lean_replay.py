@@ -23,7 +23,8 @@ from torch import Tensor
 from revbifpn.reversible import kernels
 from revbifpn.reversible.forms import Replay
 from revbifpn.reversible.kernels import cast
-from revbifpn.reversible.lean import Affine, ChainRun, Gate, Unit, gate_grads
+from revbifpn.reversible.lean import ChainRun
+from revbifpn.reversible.lean_parts import Affine, Gate, Unit, gate_grads
 
 
 class _ChainReplay(Replay):

@@ -11,11 +11,12 @@ layer's streams, the gradients go through autograd as everywhere else.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revbifpn.reversible.autograd import LinkFunction
 from revbifpn.reversible.forms import Setting
@@ -60,7 +61,7 @@ class Pass:
         first: index of the pass's first layer in its chain, for messages.
         count: how many links there will be.
         stored: keep each layer's inputs and what its edges keep, instead of rebuilding them.
-        choices: for each layer, which of its edges are stored.
+        keep: edges that are stored all the same.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class Pass:
         first: int,
         count: int,
         stored: bool,
-        choices: list[Choice] | None = None,
+        keep: Set[nn.Module] = frozenset(),
     ) -> None:
         self.setting, self.monitor, self.first, self.count = setting, monitor, first, count
-        self.stored, self.choices = stored, choices
+        self.stored = stored
+        self.store: Choice = stored or keep
         self.done = 0
         self._private = False  # whether the streams that come next were seen by nobody
         self._streams: Streams = ()  # what the last layer returned
@@ -92,12 +94,11 @@ class Pass:
             return self._streams
         index = self.done
         last = index == self.count - 1
-        store = self.stored if self.choices is None else self.choices[index]
         private_before = self._private and not self.stored and not layer._forward_pre_hooks
         self._private = not last and not self.stored and not hooked([layer])
         # Stored links keep their inputs for derivatives of derivatives; these are the outputs of the links before.
         saves = "both" if self.stored else "outputs" if last else ""
-        link = Link(self, index, layer.begin(self.setting, store), len(streams), saves, private_before, self._private)
+        link = Link(self, index, layer.begin(self.setting, self.store), len(streams), saves, private_before, self._private)
         return self._apply(link, streams)
 
     def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
@@ -105,8 +106,7 @@ class Pass:
         if self.stored and not readout.is_lean():
             return readout.transform(streams, self.setting)
         private_before = self._private
-        store = self.stored if self.choices is None else self.choices[self.done]
-        run = readout.begin(replace(self.setting, frugal=not self.stored), store)
+        run = readout.begin(replace(self.setting, frugal=not self.stored), self.store)
         self._streams = ()
         return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
 

@@ -45,7 +45,7 @@ class ReadOut:
         """Whether all modules have lean forms."""
         return self.plan().lean
 
-    def begin(self, setting: Setting, store: Choice | bool) -> AdditiveRun:
+    def begin(self, setting: Setting, store: Choice) -> AdditiveRun:
         """Begin a pass; see :meth:`.AdditiveLayer.begin`."""
         return AdditiveRun("ReadOut", self.plan(), setting, store)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from revbifpn.reversible.layers import ReversibleLayer
 from revbifpn.reversible.passes import Pass
 from revbifpn.reversible.readout import ReadOut
 from revbifpn.reversible.streams import Streams, stream_dtype
+
+if TYPE_CHECKING:
+    from revbifpn.reversible.budget import Budget
 
 Exact = bool | Literal["auto"]
 
@@ -45,6 +48,9 @@ class ReversibleSequential(nn.Sequential):
             half precision is at work in training.
         exact_bits: fractional bits of that grid. Sums are exact below ``2 ** (24 - exact_bits)`` in float32.
 
+    Attributes:
+        budget: chooses the edges that are stored in reversible mode; None for none.
+
     Raises:
         TypeError: if a layer is no ReversibleLayer.
         ValueError: for another ``exact``, or ``exact_bits`` that leave no useful range.
@@ -55,6 +61,7 @@ class ReversibleSequential(nn.Sequential):
     ) -> None:
         super().__init__()
         self.reversible = reversible
+        self.budget: Budget | None = None
         self.reports = Reports()
         self.set_exact(exact, exact_bits)
         for layer in layers:
@@ -173,6 +180,7 @@ class ReversibleSequential(nn.Sequential):
     def _forward_in_pass(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
         self.reports.collect()
         layers = self._layers()
+        keep = frozenset() if self.budget is None else self.budget.edges(streams[0].numel() // streams[0].shape[1])
         needs = any(stream.requires_grad for stream in streams)
         first = 0 if needs else next((i for i, layer in enumerate(layers) if layer.trains()), len(layers))
         runner = _Plain(setting)
@@ -183,7 +191,7 @@ class ReversibleSequential(nn.Sequential):
         names = [f"layer {i} ({type(layer).__name__})" for i, layer in enumerate(layers)][first:]
         monitored = setting.bits is not None and self.reversible
         monitor = ExactMonitor(self.bits, self.reports, names) if monitored else None
-        chain = Pass(setting, monitor, first, len(names) + (readout is not None), stored=not self.reversible)
+        chain = Pass(setting, monitor, first, len(names) + (readout is not None), not self.reversible, keep)
         for layer in layers[first:]:
             streams = layer(*streams, in_pass=chain)
         return streams if readout is None else chain.read_out(readout, streams)

@@ -44,6 +44,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         norm_eval: keep all norms in eval mode while training.
         reversible: False keeps all activations.
         exact, exact_bits: see :class:`.RevBiFPNPyramid`.
+        activation_budget: see :meth:`.RevBiFPNPyramid.set_activation_budget`: of the backbone's activations, planned for the
+            first images, since their sizes differ.
         channels_last: compute in channels_last, which was faster on the CPUs that were measured.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
         init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE_OR_ADDRESS)`` takes the published and this project's
@@ -64,11 +66,12 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        activation_budget: float | str = 0,
         channels_last: bool = False,
         drop_path_rate: float | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits)
+        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget)
         self.init_cfg = init_cfg
         self.out_indices = tuple(out_indices)
         if not self.out_indices or any(i not in range(len(STRIDES)) for i in self.out_indices):
