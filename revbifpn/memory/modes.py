@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -38,13 +39,12 @@ def has_budgets(model: nn.Module) -> bool:
     return any(hasattr(module, "set_activation_budget") for module in model.modules())
 
 
-def check_mode(model: nn.Module, mode: str) -> None:
-    """Make sure that a model has a mode.
+def check_mode(mode: str, modes: Sequence[str], budgets: bool) -> None:
+    """Make sure that a model with such ``modes``, and with ``budgets`` or without, has a mode.
 
     Raises:
         ValueError: if it does not; the message names those that it has.
     """
-    modes, budgets = modes_of(model), has_budgets(model)
     if mode not in modes and not (budgets and mode.startswith(BUDGET)):
         known = (*modes, f"{BUDGET}FRACTION", f"{BUDGET}BYTES") if budgets else modes
         raise ValueError(f"no mode {mode!r}: choose from {', '.join(known)}")
@@ -61,8 +61,8 @@ def set_mode(model: nn.Module, mode: str, image: tuple[int, int] | None = None, 
     Raises:
         ValueError: if the model does not have this mode, or for a budget that is none or too small.
     """
-    check_mode(model, mode)
     modes = modes_of(model)
+    check_mode(mode, modes, has_budgets(model))
     if "reversible" in modes:
         set_exact(model, True if mode == "exact" else "auto")
         budget = mode.removeprefix(BUDGET) if mode.startswith(BUDGET) else None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revbifpn.memory.modes import check_mode, modes_of, set_mode
+from revbifpn.memory.modes import check_mode, has_budgets, modes_of, set_mode
 from revbifpn.memory.profile import Inputs, mean_of_outputs
 from revbifpn.models import BudgetError
 
@@ -60,6 +60,11 @@ class Subject(ABC):
         """The ways to treat its activations, the usual one first; see :func:`.modes_of`."""
         return modes_of(self._kept(self.image))
 
+    @cached_property
+    def has_budgets(self) -> bool:
+        """Whether it takes activation budgets as modes; see :func:`.has_budgets`."""
+        return has_budgets(self._kept(self.image))
+
     def check_mode(self, mode: str) -> None:
         """Make sure that the subject has a mode.
 
@@ -67,7 +72,7 @@ class Subject(ABC):
             SubjectError: if it does not; the message names the modes that it has.
         """
         try:
-            check_mode(self._kept(self.image), mode)
+            check_mode(mode, self.modes, self.has_budgets)
         except ValueError as error:
             raise SubjectError(f"{self.name} has {error}") from None
 
