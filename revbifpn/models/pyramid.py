@@ -129,9 +129,11 @@ class RevBiFPNPyramid(nn.Module):
 
     def _readout(self, levels: tuple[int, ...]) -> ReadOut:
         """The neck of some levels, as the end of the body's pass."""
-        if levels not in self._readouts:
-            self._readouts[levels] = ReadOut([(level, self.neck[level]) for level in levels], len(STRIDES))
-        return self._readouts[levels]
+        modules = [(level, self.neck[level]) for level in levels]
+        readout = self._readouts.get(levels)
+        if readout is None or readout.modules != modules:
+            readout = self._readouts[levels] = ReadOut(modules, len(STRIDES), "the neck")
+        return readout
 
     def keep_levels(self, levels: Iterable[int]) -> None:
         """Drop what only serves other levels: their neck, and the edges of the last silo that lead to nothing kept.

@@ -15,6 +15,7 @@ from torch import Tensor
 from revbifpn.reversible.exact import round_to_grid
 from revbifpn.reversible.forms import Replay, Setting, own_dtype, without_autocast
 from revbifpn.reversible.layers import Held, Reversed, ReversibleLayer
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.plan import Coupling, Plan, Planned, Wiring
 from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
@@ -39,7 +40,7 @@ class AdditiveLayer(ReversibleLayer):
 
     def plan(self) -> Plan:
         """The plan for the layer as it is now."""
-        return self._planned.get(lambda: Plan(self.wiring()), lambda plan: plan.structure)
+        return self._planned.get(lambda: Plan(self.wiring(), [self]), lambda plan: plan.structure)
 
     def is_lean(self) -> bool:
         return self.plan().lean
@@ -71,7 +72,8 @@ class AdditiveLayer(ReversibleLayer):
         Args:
             store: for each coupling, or for all, whether its edge is stored.
         """
-        return AdditiveRun(type(self).__name__, self.plan(), setting, store)
+        with modules_in_use:
+            return AdditiveRun(type(self).__name__, self.plan(), setting, store)
 
 
 def transform(
@@ -188,7 +190,7 @@ class AdditiveRun:
                 replay.fresh = part_grads.tensors[s] is None
                 target = None if t in plan.created else values.own(t)
                 for rows, value in replay.values():
-                    self._check_replayed(index, coupling, value)
+                    self._check_replayed(index, coupling, rows, value)
                     if target is not None:
                         target[rows].sub_(_settled(value, target.dtype, self.bits))
                     del value
@@ -227,13 +229,14 @@ class AdditiveRun:
             part_needs[coupling.target] |= part_needs[coupling.source] or trains
         return source_needs
 
-    def _check_replayed(self, index: int, coupling: Coupling, value: Tensor) -> None:
+    def _check_replayed(self, index: int, coupling: Coupling, rows: slice, value: Tensor) -> None:
         shape, dtype, device = self.shapes[index]
-        if value.shape[1:] != shape[1:] or value.dtype != dtype or value.device != device:
+        expected = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
+        if value.shape != expected or value.dtype != dtype or value.device != device:
             raise RuntimeError(
-                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
-                f"backward pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of "
-                "its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
+                f"edge {coupling.name} of {self.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
+                f"backward pass and {tuple(expected)}, {dtype} on {device} in the forward pass: an edge has to be a function "
+                "of its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
             )
 
 
@@ -350,7 +353,7 @@ def _named(name: str, coupling: Coupling, source: Tensor) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"raised in {name}'s edge {coupling.name}, which got a tensor of shape {tuple(source.shape)}")
+        error.add_note(f"raised in edge {coupling.name} of {name}, which got a tensor of shape {tuple(source.shape)}")
         raise
 
 
@@ -360,6 +363,11 @@ def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor) -
     if value.shape != target.shape:
         raise ValueError(
             f"{name}: edge {coupling.name} returned shape {tuple(value.shape)}, its target stream has {tuple(target.shape)}"
+        )
+    if value.device != target.device:
+        raise ValueError(
+            f"{name}: edge {coupling.name} returned a tensor on {value.device}, its target stream is on {target.device}: "
+            "move the edge's parameters or its output there"
         )
 
 

@@ -44,9 +44,11 @@ class LayerRun(Protocol):
     """One pass of one layer.
 
     Attributes:
+        name: of the layer, for messages.
         params: the layer's parameters in this pass, in the order of :attr:`Reversed.param_grads`.
     """
 
+    name: str
     params: list[Tensor]
 
     def record(self, streams: Streams, owned: bool) -> Streams:
@@ -162,6 +164,7 @@ class _Permutation:
 
     def __init__(self, layer: SpaceToDepth) -> None:
         self.layer = layer
+        self.name = type(layer).__name__
         self.params: list[Tensor] = []
 
     def record(self, streams: Streams, owned: bool) -> Streams:
