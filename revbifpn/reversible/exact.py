@@ -119,7 +119,7 @@ class Reports:
         if found.device.type != "cuda":
             tell(found.tolist())
         elif not torch.cuda.is_current_stream_capturing():  # a graph's replays would not call back
-            host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+            host = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True).copy_(found, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
             self._pending.append((host, event, tell))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from revbifpn.reversible.forms import Setting
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
 
@@ -117,7 +118,8 @@ class ReversibleLayer(nn.Module):
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
-        return any(param.requires_grad for param in self.parameters())
+        with modules_in_use:
+            return any(param.requires_grad for param in self.parameters())
 
 
 class SpaceToDepth(ReversibleLayer):

@@ -108,14 +108,16 @@ class Pass:
         private_before = self._private
         store = self.stored if self.choices is None else self.choices[self.done]
         run = readout.begin(replace(self.setting, frugal=not self.stored), store)
-        self._streams = ()
         return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
+
+    def end(self) -> None:
+        """The forward pass is over, or was broken off: the graph and the pass, which hold each other, let go."""
+        self._streams = ()
 
     def _apply(self, link: Link, streams: Streams) -> Streams:
         self.done += 1
-        outputs: Streams = LinkFunction.apply(link, *streams, *link.run.params)
-        self._streams = () if self.done == self.count else outputs
-        return outputs
+        self._streams = LinkFunction.apply(link, *streams, *link.run.params)
+        return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:
         """The streams in the precision in which the last layer returned them.

@@ -64,4 +64,5 @@ class ReadOut:
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
-        return any(param.requires_grad for _, module in self.modules for param in module.parameters())
+        with modules_in_use:
+            return any(param.requires_grad for _, module in self.modules for param in module.parameters())

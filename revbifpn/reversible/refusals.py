@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import nn
+from torch import Tensor, nn
 
 
 def check_replica(module: nn.Module) -> None:
@@ -23,6 +25,13 @@ def check_replica(module: nn.Module) -> None:
 def are_transforms_active() -> bool:
     """Whether derivatives are taken by torch.func (grad, vjp, jvp, vmap) or in forward mode, not by autograd's backward."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def are_batched(grads: Iterable[Tensor | None]) -> bool:
+    """Whether gradients stand for several, as vmap and ``torch.autograd.grad(..., is_grads_batched=True)`` hand them down."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def refuse_transforms(what: str) -> None:

@@ -208,9 +208,12 @@ class ReversibleSequential(nn.Sequential):
         monitored = setting.bits is not None and self.reversible
         monitor = ExactMonitor(self.bits, self.reports, names) if monitored else None
         chain = Pass(setting, monitor, first, len(names) + (readout is not None), stored=not self.reversible)
-        for layer in layers[first:]:
-            streams = layer(*streams, in_pass=chain)
-        return streams if readout is None else chain.read_out(readout, streams)
+        try:
+            for layer in layers[first:]:
+                streams = layer(*streams, in_pass=chain)
+            return streams if readout is None else chain.read_out(readout, streams)
+        finally:
+            chain.end()
 
 
 class _Plain:

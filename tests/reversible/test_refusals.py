@@ -195,24 +195,31 @@ def test_a_recomputed_module_refuses_transforms_and_stores_under_them() -> None:
     torch.testing.assert_close(pull(torch.ones_like(value))[0], leaf.grad, **F64)
 
 
-@pytest.mark.parametrize("reversible", [True, False])
-def test_batched_backward_passes_are_refused(reversible: bool) -> None:
-    """vmap over the backward pass (``is_grads_batched``) would mix its batch up with the layers' in-place sums."""
-    for model, x in (make() for make in CHAINS.values()):
+def is_grads_batched(output: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+    return torch.autograd.grad(output, x, factors, is_grads_batched=True)[0]
+
+
+def vmap_of_grad(output: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+    return torch.func.vmap(lambda factor: torch.autograd.grad(output, x, factor, retain_graph=True)[0])(factors)
+
+
+@pytest.mark.parametrize("batched", [is_grads_batched, vmap_of_grad])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_batch_of_backward_passes(chain: str, batched: Callable[..., Tensor]) -> None:
+    """Sums in place cannot take a batch of gradients: it is refused, and works in stored mode."""
+    model, x = CHAINS[chain]()
+    for reversible in (True, False):
         set_reversible(model, reversible)
         leaf = x.clone().requires_grad_()
         outputs = model(leaf)
         output = outputs if isinstance(outputs, Tensor) else outputs[-1]
-        batch = torch.stack([torch.ones_like(output), torch.full_like(output, 2)])
-        try:
-            (found,) = torch.autograd.grad(output, leaf, batch, is_grads_batched=True)
-        except RuntimeError as error:
-            assert "is_grads_batched" in str(error)
+        factors = torch.stack([torch.ones_like(output), output.detach().cos()])
+        if reversible:
+            with pytest.raises(RuntimeError, match=r"several backward passes at once .*is_grads_batched.*reversible=False"):
+                batched(output, leaf, factors)
         else:
-            outputs = model(leaf)
-            output = outputs if isinstance(outputs, Tensor) else outputs[-1]
-            (one,) = torch.autograd.grad(output.sum(), leaf)
-            torch.testing.assert_close(found, torch.stack([one, 2 * one]), rtol=1e-7, atol=1e-7)
+            each = [torch.autograd.grad(output, leaf, factor, retain_graph=True)[0] for factor in factors]
+            torch.testing.assert_close(batched(output, leaf, factors), torch.stack(each), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", ["reversible", "exact", "stored"])
