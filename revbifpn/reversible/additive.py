@@ -96,8 +96,7 @@ def transform(
         source, target = _present(parts[coupling.source]), parts[coupling.target]
         with _named(name, coupling, source):
             value = value_of(index, coupling, source)
-        if target is not None:
-            _check_shape(name, coupling, value, target)
+        _check_shape(name, coupling, value, target)
         value = _settle(value, dtype, bits)
         parts[coupling.target] = value if target is None else target + value
     return tuple(_present(stream) for stream in _join(parts, wiring.outputs))
@@ -357,9 +356,11 @@ def _named(name: str, coupling: Coupling, source: Tensor) -> Iterator[None]:
         raise
 
 
-def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor) -> None:
+def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: edge {coupling.name} returned {type(value).__name__}, but an edge has to return one tensor")
+    if target is None:
+        return
     if value.shape != target.shape:
         raise ValueError(
             f"{name}: edge {coupling.name} returned shape {tuple(value.shape)}, its target stream has {tuple(target.shape)}"
