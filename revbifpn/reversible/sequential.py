@@ -89,7 +89,7 @@ class ReversibleSequential(nn.Sequential):
     def extra_repr(self) -> str:
         return f"reversible={self.reversible}, exact={self.exact!r}, bits={self.bits}"
 
-    # What nn.Sequential has for changing a list of modules, with a check of what comes in. Nothing is changed if one is refused.
+    # What nn.Sequential has for changing a list of modules, with a check of what comes in before anything changes.
 
     def insert(self, index: int, module: nn.Module) -> ReversibleSequential:
         """Put a layer in front of the one at ``index``."""

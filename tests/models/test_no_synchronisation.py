@@ -81,7 +81,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def backward(loss: Tensor) -> None:
-    """``loss.backward()``. Torch's engine wants a real CUDA device for the streams of its nodes; without one, they run here."""
+    """``loss.backward()``. Torch's engine wants a real CUDA device for its nodes' streams; without one, they run here."""
     if torch.cuda.is_available():
         loss.backward()
         return

@@ -94,7 +94,7 @@ class Meets(nn.Module):
 
 @pytest.mark.parametrize("kind", ["layer", "recompute"])
 def test_a_pass_that_begins_in_the_middle_of_a_replay_waits_for_it(kind: str) -> None:
-    """A replay of the plain form hangs stand-ins for the parameters into the modules; another pass must not take these for them."""
+    """A plain replay hangs stand-ins for the parameters into the modules; another pass must not take these for them."""
     torch.manual_seed(0)
     edge = Meets()
     chain = ReversibleSequential(RevSilo({(0, 1): edge}, {(1, 0): nn.Conv2d(4, 4, 1)}))
