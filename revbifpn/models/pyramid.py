@@ -110,9 +110,11 @@ class RevBiFPNPyramid(nn.Module):
 
     def readout(self, levels: tuple[int, ...]) -> ReadOut:
         """The neck of some levels, as the end of the body's pass."""
-        if levels not in self._readouts:
-            self._readouts[levels] = ReadOut([(level, self.neck[level]) for level in levels], len(STRIDES))
-        return self._readouts[levels]
+        modules = [(level, self.neck[level]) for level in levels]
+        readout = self._readouts.get(levels)
+        if readout is None or readout.modules != modules:
+            readout = self._readouts[levels] = ReadOut(modules, len(STRIDES), "the neck")
+        return readout
 
     def set_activation_budget(
         self, budget: float | str, image_size: int | tuple[int, int] | None = None, batch: int | None = None

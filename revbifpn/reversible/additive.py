@@ -16,6 +16,7 @@ from revbifpn.reversible.exact import round_to_grid
 from revbifpn.reversible.forms import Setting, own_dtype, without_autocast
 from revbifpn.reversible.layers import Held, Reversed, ReversibleLayer
 from revbifpn.reversible.parts import Parts, join_parts, present, split
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.plan import Coupling, Plan, Planned, Wiring
 from revbifpn.reversible.streams import Streams
 
@@ -40,7 +41,7 @@ class AdditiveLayer(ReversibleLayer):
 
     def plan(self) -> Plan:
         """The plan for the layer as it is now."""
-        return self._planned.get(lambda: Plan(self.wiring()), lambda plan: plan.structure)
+        return self._planned.get(lambda: Plan(self.wiring(), [self]), lambda plan: plan.structure)
 
     def is_lean(self) -> bool:
         return self.plan().lean
@@ -68,7 +69,8 @@ class AdditiveLayer(ReversibleLayer):
 
     def begin(self, setting: Setting, store: Choice = False) -> AdditiveRun:
         """Begin a pass in which some edges are stored."""
-        return AdditiveRun(type(self).__name__, self.plan(), setting, store)
+        with modules_in_use:
+            return AdditiveRun(type(self).__name__, self.plan(), setting, store)
 
 
 def transform(
@@ -91,8 +93,7 @@ def transform(
         source, target = present(parts[coupling.source]), parts[coupling.target]
         with _named(name, coupling, source):
             value = value_of(index, coupling, source)
-        if target is not None:
-            _check_shape(name, coupling, value, target)
+        _check_shape(name, coupling, value, target)
         value = _settle(value, dtype, bits)
         parts[coupling.target] = value if target is None else target + value
     return tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
@@ -187,7 +188,7 @@ class AdditiveRun:
                 replay.fresh = part_grads.tensors[s] is None
                 target = None if t in plan.created else values.own(t)
                 for rows, value in replay.values():
-                    self._check_replayed(index, coupling, value)
+                    self._check_replayed(index, coupling, rows, value)
                     if target is not None:
                         target[rows].sub_(_settled(value, target.dtype, self.bits))
                     del value
@@ -226,13 +227,14 @@ class AdditiveRun:
             part_needs[coupling.target] |= part_needs[coupling.source] or trains
         return source_needs
 
-    def _check_replayed(self, index: int, coupling: Coupling, value: Tensor) -> None:
+    def _check_replayed(self, index: int, coupling: Coupling, rows: slice, value: Tensor) -> None:
         shape, dtype, device = self.shapes[index]
-        if value.shape[1:] != shape[1:] or value.dtype != dtype or value.device != device:
+        expected = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
+        if value.shape != expected or value.dtype != dtype or value.device != device:
             raise RuntimeError(
-                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
-                f"backward pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of "
-                "its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
+                f"edge {coupling.name} of {self.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
+                f"backward pass and {tuple(expected)}, {dtype} on {device} in the forward pass: an edge has to be a function "
+                "of its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
             )
 
 
@@ -258,14 +260,21 @@ def _named(name: str, coupling: Coupling, source: Tensor) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"raised in {name}'s edge {coupling.name}, which got a tensor of shape {tuple(source.shape)}")
+        error.add_note(f"raised in edge {coupling.name} of {name}, which got a tensor of shape {tuple(source.shape)}")
         raise
 
 
-def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor) -> None:
+def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: edge {coupling.name} returned {type(value).__name__}, but an edge has to return one tensor")
+    if target is None:
+        return
     if value.shape != target.shape:
         raise ValueError(
             f"{name}: edge {coupling.name} returned shape {tuple(value.shape)}, its target stream has {tuple(target.shape)}"
+        )
+    if value.device != target.device:
+        raise ValueError(
+            f"{name}: edge {coupling.name} returned a tensor on {value.device}, its target stream is on {target.device}: "
+            "move the edge's parameters or its output there"
         )

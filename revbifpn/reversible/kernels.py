@@ -32,12 +32,17 @@ def _sigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * y * (1 - y)
 
 
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """Torch has no derivative of hardsigmoid's derivative, which stored mode's double backward needs."""
+    return F.relu6(x + 3) / 6 if torch.is_grad_enabled() else F.hardsigmoid(x)
+
+
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Hardswish: Activation(
         F.hardswish, lambda x: F.hardswish(x, inplace=True), lambda grad, x: _aten.hardswish_backward.default(grad, x)
     ),
     nn.Hardsigmoid: Activation(
-        F.hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True), lambda grad, x: _aten.hardsigmoid_backward.default(grad, x)
+        _hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True), lambda grad, x: _aten.hardsigmoid_backward.default(grad, x)
     ),
     nn.ReLU: Activation(torch.relu, torch.relu_, lambda grad, x: _aten.threshold_backward.default(grad, x, 0)),
     nn.SiLU: Activation(F.silu, lambda x: F.silu(x, inplace=True), lambda grad, x: _aten.silu_backward.default(grad, x)),

@@ -98,8 +98,9 @@ class Pass:
         self._private = not last and not self.stored and not hooked([layer])
         # Stored links keep their inputs for derivatives of derivatives; these are the outputs of the links before.
         saves = "both" if self.stored else "outputs" if last else ""
-        link = Link(self, index, layer.begin(self.setting, self.store), len(streams), saves, private_before, self._private)
-        return self._apply(link, streams)
+        run = layer.begin(self.setting, self.store)
+        run.name = self._name_of(layer)
+        return self._apply(Link(self, index, run, len(streams), saves, private_before, self._private), streams)
 
     def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
         """End the chain: its streams go through a module each."""
@@ -107,14 +108,16 @@ class Pass:
             return readout.transform(streams, self.setting)
         private_before = self._private
         run = readout.begin(replace(self.setting, frugal=not self.stored), self.store)
-        self._streams = ()
         return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
+
+    def end(self) -> None:
+        """The forward pass is over, or was broken off: the graph and the pass, which hold each other, let go."""
+        self._streams = ()
 
     def _apply(self, link: Link, streams: Streams) -> Streams:
         self.done += 1
-        outputs: Streams = LinkFunction.apply(link, *streams, *link.run.params)
-        self._streams = () if self.done == self.count else outputs
-        return outputs
+        self._streams = LinkFunction.apply(link, *streams, *link.run.params)
+        return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:
         """The streams in the precision in which the last layer returned them.
@@ -130,11 +133,15 @@ class Pass:
                 )
             if got is not returned and got.data_ptr() != returned.data_ptr():
                 raise RuntimeError(
-                    f"stream {index} is another tensor when it comes to reversible layer {self.first + self.done} "
-                    f"({type(layer).__name__}) than the layer before it returned, so it could not be rebuilt: no hook may "
-                    "change streams between the layers of a ReversibleSequential; set reversible=False where one has to"
+                    f"stream {index} is another tensor when it comes to reversible {self._name_of(layer)} than the layer "
+                    "before it returned, so it could not be rebuilt: no hook may change streams between the layers of a "
+                    "ReversibleSequential; set reversible=False where one has to"
                 )
         return streams
+
+    def _name_of(self, layer: ReversibleLayer) -> str:
+        """The layer that comes next, with the number that it has in the user's chain."""
+        return f"layer {self.first + self.done} ({type(layer).__name__})"
 
     # Backward
 
