@@ -16,8 +16,9 @@ from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_publ
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
 from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, in_format
 from revbifpn.reversible.sequential import Exact
-from revbifpn.reversible.streams import Streams
+from revbifpn.reversible.streams import Streams, memory_format_of
 
 NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
 
@@ -26,16 +27,24 @@ class Body(ReversibleSequential):
     """Space-to-depth by 4, then for each stage the streams' RevBlocks and a RevSilo; the first three silos add a stream each.
 
     (N, in_chans, H, W), repeated up to ``variant.stem_channels`` -> the four streams, stream i of shape
-    (N, variant.channels[i], H / stride, W / stride). Its inverse returns the repeated channels.
+    (N, variant.channels[i], H / stride, W / stride), in the image's memory format. With a ``readout`` it returns what that
+    reads, in the memory format that it was computed in. Its inverse returns the repeated channels.
 
     ``torch.fx`` takes it as one node that trains reversibly, where it is named as a leaf (timm's tracers know it);
     ``torch.jit.script`` takes its trace.
     """
 
     def __init__(
-        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: Exact, exact_bits: int
+        self,
+        variant: Variant,
+        in_chans: int,
+        drop_path_rate: float,
+        reversible: bool,
+        exact: Exact,
+        exact_bits: int,
+        memory_format: MemoryFormat,
     ) -> None:
-        layers = _body_layers(variant, drop_path_rate)
+        layers = _body_layers(variant, drop_path_rate, memory_format)
         super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
         self.in_chans = in_chans
         self.slots = variant.stem_channels
@@ -47,7 +56,8 @@ class Body(ReversibleSequential):
                 "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
                 "with a tracer that has revbifpn.models.pyramid.Body among its leaf modules"
             )
-        return super().forward(repeat_channels(image, self.slots), readout=readout)
+        outputs = super().forward(repeat_channels(image, self.slots), readout=readout)
+        return outputs if readout is not None else tuple(in_format(stream, memory_format_of(image)) for stream in outputs)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
@@ -67,12 +77,15 @@ class RevBiFPNPyramid(nn.Module):
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
         exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does in half precision.
         exact_bits: fractional bits of the exact mode's grid.
+        memory_format: what it computes in: "channels_last", "contiguous", "keep" for that of the images, or "auto" for
+            channels_last on a CPU, which is faster there, and for that of the images elsewhere. What is returned is laid out
+            as the images are. Weights need not be converted.
 
     Attributes:
         kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
 
     Raises:
-        ValueError: for an unknown variant, no image channels, or a rate outside of 0 <= rate < 1.
+        ValueError: for an unknown variant or memory format, no image channels, or a rate outside of 0 <= rate < 1.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class RevBiFPNPyramid(nn.Module):
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
@@ -92,13 +106,22 @@ class RevBiFPNPyramid(nn.Module):
         rate = check_rate("drop_path_rate", self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate)
         slots = self.variant.stem_channels
         self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
-        self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
+        self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits, memory_format)
         self.neck = nn.ModuleList(
             MBConv(c, out, kernel=5, expand=spec.neck_expand, se_ratio=spec.neck_se_ratio)
             for c, out, spec in zip(self.variant.channels, self.variant.neck_channels, STREAMS, strict=True)
         )
         self._readouts: dict[tuple[int, ...], ReadOut] = {}
         self.apply(init_weights)
+
+    @property
+    def memory_format(self) -> MemoryFormat:
+        """What it computes in; may be set at any time."""
+        return cast(SpaceToDepth, self.body[0]).memory_format
+
+    @memory_format.setter
+    def memory_format(self, memory_format: MemoryFormat) -> None:
+        cast(SpaceToDepth, self.body[0]).memory_format = check_memory_format(memory_format)
 
     def stage_layers(self, stage: int) -> list[nn.Module]:
         """The body's layers of one stage, ``0 <= stage < variant.num_stages``."""
@@ -116,6 +139,10 @@ class RevBiFPNPyramid(nn.Module):
 
     def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the chosen ``levels``, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        return self._handed_back(image, self._levels(image, levels))
+
+    def _levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        """The chosen levels, in the memory format that they were computed in."""
         if isinstance(image, Proxy):
             streams = self.forward_body(image)
             return tuple(self.neck[level](streams[level]) for level in levels)
@@ -126,6 +153,12 @@ class RevBiFPNPyramid(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the kept levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
         return self.forward_levels(image, self.kept_levels)
+
+    def _handed_back(self, image: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The levels in the memory format of the image; in a torch.fx graph the body has seen to that."""
+        if isinstance(image, Proxy):
+            return tuple(levels)
+        return tuple(in_format(level, memory_format_of(image)) for level in levels)
 
     def _readout(self, levels: tuple[int, ...]) -> ReadOut:
         """The neck of some levels, as the end of the body's pass."""
@@ -243,9 +276,11 @@ def _drop_edges(nested: nn.ModuleDict, is_needed: Callable[[int], bool]) -> None
             del nested[source]
 
 
-def _body_layers(variant: Variant, drop_path_rate: float) -> list[SpaceToDepth | StreamWise | RevSilo]:
+def _body_layers(
+    variant: Variant, drop_path_rate: float, memory_format: MemoryFormat
+) -> list[SpaceToDepth | StreamWise | RevSilo]:
     """Stem, then for each stage the RevBlocks of its streams and its silo."""
-    layers: list[SpaceToDepth | StreamWise | RevSilo] = [SpaceToDepth(STRIDES[0])]
+    layers: list[SpaceToDepth | StreamWise | RevSilo] = [SpaceToDepth(STRIDES[0], memory_format)]
     for stage in range(variant.num_stages):
         num_inputs = min(stage + 1, len(STRIDES))
         num_outputs = min(stage + 2, len(STRIDES))
