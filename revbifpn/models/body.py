@@ -12,8 +12,9 @@ from torch.fx import Proxy
 from revbifpn.models.blocks import MBConv, UpEdge, repeat_channels
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant
 from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise
+from revbifpn.reversible.memory_format import MemoryFormat, in_format
 from revbifpn.reversible.sequential import Exact
-from revbifpn.reversible.streams import Streams
+from revbifpn.reversible.streams import Streams, memory_format_of
 
 NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
 
@@ -22,16 +23,24 @@ class Body(ReversibleSequential):
     """Space-to-depth by 4, then for each stage the streams' RevBlocks and a RevSilo; the first three silos add a stream each.
 
     (N, in_chans, H, W), repeated up to ``variant.stem_channels`` -> the four streams, stream i of shape
-    (N, variant.channels[i], H / stride, W / stride). Its inverse returns the repeated channels.
+    (N, variant.channels[i], H / stride, W / stride), in the image's memory format. With a ``readout`` it returns what that
+    reads, in the memory format that it was computed in. Its inverse returns the repeated channels.
 
     ``torch.fx`` takes it as one node that trains reversibly, where it is named as a leaf (timm's tracers know it);
     ``torch.jit.script`` takes its trace.
     """
 
     def __init__(
-        self, variant: Variant, in_chans: int, drop_path_rate: float, reversible: bool, exact: Exact, exact_bits: int
+        self,
+        variant: Variant,
+        in_chans: int,
+        drop_path_rate: float,
+        reversible: bool,
+        exact: Exact,
+        exact_bits: int,
+        memory_format: MemoryFormat,
     ) -> None:
-        layers = _body_layers(variant, drop_path_rate)
+        layers = _body_layers(variant, drop_path_rate, memory_format)
         super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
         self.in_chans = in_chans
         self.slots = variant.stem_channels
@@ -43,7 +52,8 @@ class Body(ReversibleSequential):
                 "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
                 "with a tracer that has revbifpn.models.body.Body among its leaf modules"
             )
-        return super().forward(repeat_channels(image, self.slots), readout=readout)
+        outputs = super().forward(repeat_channels(image, self.slots), readout=readout)
+        return outputs if readout is not None else tuple(in_format(stream, memory_format_of(image)) for stream in outputs)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
@@ -69,9 +79,11 @@ def trace_for_script(module: nn.Module, in_chans: int) -> nn.Module:
     return nn.Sequential(traced)  # torch.jit.script refuses what is compiled already, but not around it
 
 
-def _body_layers(variant: Variant, drop_path_rate: float) -> list[SpaceToDepth | StreamWise | RevSilo]:
+def _body_layers(
+    variant: Variant, drop_path_rate: float, memory_format: MemoryFormat
+) -> list[SpaceToDepth | StreamWise | RevSilo]:
     """Stem, then for each stage the RevBlocks of its streams and its silo."""
-    layers: list[SpaceToDepth | StreamWise | RevSilo] = [SpaceToDepth(STRIDES[0])]
+    layers: list[SpaceToDepth | StreamWise | RevSilo] = [SpaceToDepth(STRIDES[0], memory_format)]
     for stage in range(variant.num_stages):
         num_inputs = min(stage + 1, len(STRIDES))
         num_outputs = min(stage + 2, len(STRIDES))

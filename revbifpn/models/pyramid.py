@@ -18,11 +18,13 @@ from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, ge
 from revbifpn.reversible import (
     ReadOut,
     RevSilo,
+    SpaceToDepth,
     recompute,
     set_reversible,
 )
 from revbifpn.reversible.budget import Budget, BudgetError, read_budget
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, in_format
 from revbifpn.reversible.sequential import Exact
 from revbifpn.reversible.streams import memory_format_of
 
@@ -42,12 +44,15 @@ class RevBiFPNPyramid(nn.Module):
         exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does in half precision.
         exact_bits: fractional bits of the exact mode's grid.
         activation_budget: see :meth:`set_activation_budget`; other than 0, it decides in place of ``reversible``.
+        memory_format: what it computes in: "channels_last", "contiguous", "keep" for that of the images, or "auto" for
+            channels_last on a CPU, which is faster there, and for that of the images elsewhere. What is returned is laid out
+            as the images are. Weights need not be converted.
 
     Attributes:
         kept_levels: the levels that it returns; all four, unless :meth:`keep_levels` dropped some.
 
     Raises:
-        ValueError: for an unknown variant, no image channels, or a rate outside of 0 <= rate < 1.
+        ValueError: for an unknown variant or memory format, no image channels, or a rate outside of 0 <= rate < 1.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class RevBiFPNPyramid(nn.Module):
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         activation_budget: float | str = 0,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__()
         self.variant = get_variant(variant)
@@ -68,7 +74,7 @@ class RevBiFPNPyramid(nn.Module):
         rate = check_rate("drop_path_rate", self.variant.drop_path_rate if drop_path_rate is None else drop_path_rate)
         slots = self.variant.stem_channels
         self.stem = MixChannels(in_chans, slots) if in_chans > slots else nn.Identity()
-        self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits)
+        self.body = Body(self.variant, min(in_chans, slots), rate, reversible, exact, exact_bits, memory_format)
         self.neck = nn.ModuleList(
             MBConv(c, out, kernel=5, expand=spec.neck_expand, se_ratio=spec.neck_se_ratio)
             for c, out, spec in zip(self.variant.channels, self.variant.neck_channels, STREAMS, strict=True)
@@ -78,6 +84,15 @@ class RevBiFPNPyramid(nn.Module):
         self._unplanned: float | int = 0.0  # a budget whose plan waits for the first images
         if activation_budget:
             self.set_activation_budget(activation_budget)
+
+    @property
+    def memory_format(self) -> MemoryFormat:
+        """What it computes in; may be set at any time."""
+        return cast(SpaceToDepth, self.body[0]).memory_format
+
+    @memory_format.setter
+    def memory_format(self, memory_format: MemoryFormat) -> None:
+        cast(SpaceToDepth, self.body[0]).memory_format = check_memory_format(memory_format)
 
     def stage_layers(self, stage: int) -> list[nn.Module]:
         """The body's layers of one stage, ``0 <= stage < variant.num_stages``."""
@@ -95,6 +110,10 @@ class RevBiFPNPyramid(nn.Module):
 
     def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the chosen ``levels``, level i of (N, neck_channels[i], H / stride, W / stride)."""
+        return self._handed_back(image, self._levels(image, levels))
+
+    def _levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        """The chosen levels, in the memory format that they were computed in."""
         if isinstance(image, Proxy):
             streams = self.forward_body(image)
             return tuple(self.neck[level](streams[level]) for level in levels)
@@ -107,6 +126,12 @@ class RevBiFPNPyramid(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the kept levels, finest first, level i of (N, neck_channels[i], H / stride, W / stride)."""
         return self.forward_levels(image, self.kept_levels)
+
+    def _handed_back(self, image: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The levels in the memory format of the image; in a torch.fx graph the body has seen to that."""
+        if isinstance(image, Proxy):
+            return tuple(levels)
+        return tuple(in_format(level, memory_format_of(image)) for level in levels)
 
     def readout(self, levels: tuple[int, ...]) -> ReadOut:
         """The neck of some levels, as the end of the body's pass."""

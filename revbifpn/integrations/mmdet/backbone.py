@@ -13,6 +13,7 @@ from revbifpn.models.checkpoints import load_weights
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STRIDES, Variant
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.memory_format import MemoryFormat, in_format
 from revbifpn.reversible.sequential import Exact
 
 try:
@@ -31,8 +32,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
     """RevBiFPN's body and neck as a detector's backbone.
 
     Image sides must be multiples of 32: set ``pad_size_divisor=32`` in the detector's data preprocessor. The levels are
-    handed over contiguous whatever format is used inside: mmcv's RoIAlign on CPU silently returns wrong values for
-    channels_last features.
+    handed over contiguous, whatever the images are and whatever is computed in: mmcv's RoIAlign on CPU silently returns wrong
+    values for channels_last features.
 
     Args:
         variant: ``"s0"`` to ``"s6"``.
@@ -46,14 +47,14 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         exact, exact_bits: see :class:`.RevBiFPNPyramid`.
         activation_budget: see :meth:`.RevBiFPNPyramid.set_activation_budget`: of the backbone's activations, planned for the
             first images, since their sizes differ.
-        channels_last: compute in channels_last, which was faster on the CPUs that were measured.
+        memory_format: what it computes in, see :class:`.RevBiFPNPyramid`.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
         init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE_OR_ADDRESS)`` takes the published and this project's
             layout, and classifiers', detectors' and backbones' checkpoints (see :mod:`revbifpn.models.checkpoints`). It may
             have ``prefix``, ``ema=False`` and ``allow_non_finite=True``. What was taken and what was left out is logged.
 
     Raises:
-        ValueError: for an unknown variant, or a number, rate or index out of its range.
+        ValueError: for an unknown variant or memory format, or a number, rate or index out of its range.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
         activation_budget: float | str = 0,
-        channels_last: bool = False,
+        memory_format: MemoryFormat = "auto",
         drop_path_rate: float | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget)
+        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget, memory_format)
         self.init_cfg = init_cfg
         self.out_indices = tuple(out_indices)
         if not self.out_indices or any(i not in range(len(STRIDES)) for i in self.out_indices):
@@ -85,7 +86,6 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.channels_last = channels_last
         whole = self.state_dict().keys()
         self.keep_levels(self.out_indices)  # no weights that would never get a gradient
         self._pruned = tuple(whole - self.state_dict().keys())
@@ -93,9 +93,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the levels of ``out_indices``, contiguous, level i of stride 4 * 2 ** i."""
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return tuple(level.contiguous() for level in self.forward_levels(image, self.out_indices))
+        levels = self._levels(image, self.out_indices)
+        return tuple(in_format(level, torch.contiguous_format) for level in levels)
 
     def train(self, mode: bool = True) -> RevBiFPNBackbone:
         """Switch to training mode, except norms that ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
