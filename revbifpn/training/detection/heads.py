@@ -32,8 +32,9 @@ def set_classes(cfg: Any, classes: Sequence[str]) -> None:
         head["num_classes"] = len(classes)
     for loader in LOADERS:
         for dataset in datasets(cfg.get(loader)):
-            # The set's own palette ends at its own number of classes.
-            dataset["metainfo"] = dict(classes=tuple(classes), palette=palette(len(classes)))
+            if tuple((dataset.get("metainfo") or {}).get("classes") or ()) != tuple(classes):
+                # The palette of the set's own classes has as many colours as they are.
+                dataset["metainfo"] = dict(classes=tuple(classes), palette=palette(len(classes)))
 
 
 def leave_out_mask_head(cfg: Any) -> None:
