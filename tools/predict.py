@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from revbifpn.training.config import KeyValues
 from revbifpn.training.errors import one_line_errors
 
 
@@ -30,6 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score-threshold", type=float, default=0.3, help="leave out what is under it (default: %(default)s)")
     parser.add_argument("--no-pictures", action="store_true", help="write the JSON file alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=KeyValues, metavar="KEY=VALUE", help="override settings of the config"
+    )
     args = parser.parse_args()
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"argument --score-threshold: must be in 0..1, got {args.score_threshold}")
@@ -42,7 +46,7 @@ def main() -> int:
     from revbifpn.training.detection.predict import find_images, load_detector, predict
 
     images = find_images(args.images)
-    model = load_detector(load_config(args.config), args.checkpoint, args.device)
+    model = load_detector(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
     root = args.images if args.images.is_dir() else args.images.parent
     pictures = None if args.no_pictures else args.out / "images"
     result = predict(model, images, root, args.out / "predictions.json", pictures, args.score_threshold)

@@ -18,7 +18,7 @@ from revbifpn.training.config_files import SETTINGS, find_config, read_config
 from revbifpn.training.errors import ConfigError
 
 
-class _KeyValues(DictAction):
+class KeyValues(DictAction):
     """MMEngine's action for ``KEY=VALUE``, with errors in argparse's way."""
 
     def __call__(
@@ -42,7 +42,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=_KeyValues,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_dataloader.batch_size=4",
     )
