@@ -161,12 +161,17 @@ def set_from_scratch(cfg: Config) -> None:
 
     Norms learn their statistics (``norm_eval=False``), nothing is frozen, and all layers learn at one rate (no
     ``layer_decay``, and no ``lr_mult`` of parts of the backbone).
+
+    Raises:
+        ConfigError: if a detector has no backbone.
     """
     if is_classification(cfg):
         cfg.model.update(checkpoint=None, norm_eval=False)
         (cfg.optim_wrapper.get("optimizer") or {}).pop("layer_decay", None)
         return
-    backbone = cfg.model.backbone
+    backbone = cfg.model.get("backbone")
+    if not backbone:
+        raise ConfigError(f"{cfg.filename}: --from-scratch is for models with a backbone, a {cfg.model.type} has none")
     backbone.update(init_cfg=None)
     backbone.update({key: value for key, value in (("norm_eval", False), ("frozen_stages", -1)) if key in backbone})
     keys = (cfg.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
