@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from pycocotools.coco import COCO
 
 from tests.training.detection.conftest import FINETUNE, ROOT, SMALL, RunTool
@@ -97,3 +98,11 @@ def test_prediction_has_the_checkpoints_classes(trained: Path, tiny_data: Path, 
     assert len(content["images"]) == 2
     assert len(content["annotations"]) == 20
     assert all("segmentation" in annotation for annotation in content["annotations"])
+
+
+def test_mmdetections_inferencer_takes_the_config_that_the_training_wrote(trained: Path, tiny_data: Path) -> None:
+    config, checkpoint = trained / FINETUNE.name, trained / "epoch_1.pth"
+    inferencer = DetInferencer(str(config), str(checkpoint), device="cpu", show_progress=False)
+    assert list(inferencer.model.dataset_meta["classes"]) == CLASSES
+    (found,) = inferencer(str(tiny_data / "val/000000.jpg"), out_dir="")["predictions"]
+    assert len(found["bboxes"]) == len(found["masks"]) == 10

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from revbifpn.training.detection.drawing import contact_sheet, draw_picture, draw_predictions
 from revbifpn.training.detection.predict import load_detector
-from tests.training.detection.conftest import RunTool
+from tests.training.detection.conftest import ROOT, RunTool
 
 
 @pytest.fixture
@@ -98,6 +98,25 @@ def test_one_image_is_what_mmdetections_inferencer_says(
     np.testing.assert_allclose([a["bbox"] for a in ours], boxes, rtol=1e-5, atol=1e-4)
     for annotation, mask in zip(ours, theirs["masks"], strict=True):
         assert np.array_equal(coco_mask.decode(annotation["segmentation"]), coco_mask.decode(mask))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_rcnn/mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py",
+        "retinanet/retinanet_revbifpn-s0_hrfpn_1x_coco.py",
+        "fcos/fcos_revbifpn-s0_hrfpn_1x_coco.py",
+        "faster_rcnn/faster-rcnn_r50_revsilo_1x_coco.py",
+    ],
+)
+def test_mmdetections_inferencer_takes_the_configs(name: str, folder: Path) -> None:
+    cfg = Config.fromfile(ROOT / "configs" / name)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)
+    inferencer = DetInferencer(cfg, device="cpu", show_progress=False)
+    (found,) = inferencer(str(folder / "a.png"), out_dir="")["predictions"]
+    assert len(inferencer.model.dataset_meta["classes"]) == 80
+    assert len(found["bboxes"]) == len(found["scores"]) == len(found["labels"])
+    assert ("masks" in found) == ("mask" in name)
 
 
 def test_an_interrupted_prediction_keeps_what_it_has(
