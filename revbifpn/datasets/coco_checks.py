@@ -124,7 +124,9 @@ def _check_entries(split: CocoSplit, key: str, kind: str, judge: Any, faults: li
     for place, entry in enumerate(tqdm(entries, desc=f"checking {split.name} {key}", leave=False, disable=None)):
         number = entry.get("id") if isinstance(entry, dict) else None
         if not _is_id(number):
-            faults.append(Fault(split.file, f"{kind} at place {place}", "has no id", "entries without an id"))
+            faults.append(
+                Fault(split.file, f"{kind} at place {place}", "has no id (a whole number, or a text)", "entries without an id")
+            )
             continue
         entry = dict(entry)  # what is filled in below is not for the content that was read
         wrong = (f"duplicate ids of {key}", "has the id of another one before it") if number in good else judge(entry)

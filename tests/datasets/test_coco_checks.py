@@ -63,6 +63,7 @@ def annotation(**changes: Any) -> Callable[[Content], object]:
         (annotation(segmentation=[]), "annotation 10 has no segmentation, others have"),
         (annotation(segmentation=[[1, 2, 3, 4]]), "annotation 10 has a polygon (number 0) of 4 numbers"),
         (annotation(id=None), "annotation at place 0 has no id"),
+        (annotation(id=1.5), "annotation at place 0 has no id"),
         (annotation(id=11), "annotation 11 has the id of another one before it"),
     ],
 )
@@ -75,7 +76,9 @@ def test_an_annotation_at_fault_goes_alone(tmp_path: Path, spoil: Callable[[Cont
 
 def test_what_is_no_entry_at_all_is_named_by_its_place(tmp_path: Path) -> None:
     split, faults = checked(tmp_path, lambda content: content["annotations"].insert(1, "text"))
-    assert [str(fault) for fault in faults] == [f"{tmp_path}/train.json: annotation at place 1 has no id"]
+    assert [str(fault) for fault in faults] == [
+        f"{tmp_path}/train.json: annotation at place 1 has no id (a whole number, or a text)"
+    ]
     assert len(split.content["annotations"]) == 3
 
 

@@ -160,8 +160,8 @@ def _report(faults: Sequence[Fault], before: Sequence[CocoSplit], after: Sequenc
         key: sum(len(split.content[key]) for split in before) - sum(len(split.content[key]) for split in after)
         for key in ("images", "annotations")
     }
-    without = f"without {lost['images']} images and {lost['annotations']} annotations"
-    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    without = "without " + " and ".join(_count(number, key[:-1]) for key, number in lost.items())
+    count = _count(len(faults), "fault")
     if not drop_bad:
         raise DataError(f"the annotation files have {count}; --drop-bad goes on {without}:\n{summary(faults)}")
     _say(f"the annotation files have {count}; going on {without}, in copies of the files:\n{summary(faults)}")
@@ -170,7 +170,11 @@ def _report(faults: Sequence[Fault], before: Sequence[CocoSplit], after: Sequenc
 def _say_shared_images(train: CocoSplit, val: CocoSplit) -> None:
     files = [{(split.images / image["file_name"]).resolve() for image in split.content["images"]} for split in (train, val)]
     if shared := sorted(files[0] & files[1]):
-        _say(f"{len(shared)} images are in both train and val, such as {shared[0]}: validation will flatter")
+        _say(f"train and val share {_count(len(shared), 'image')}, such as {shared[0]}: validation will flatter")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

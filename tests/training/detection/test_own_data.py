@@ -17,6 +17,8 @@ from mmengine.structures import InstanceData
 
 from revbifpn.datasets.image_folders import DataError
 from revbifpn.models.published_weights import PUBLISHED
+from revbifpn.training.checkpoints import resume_from
+from revbifpn.training.checks import check_first_weights
 from revbifpn.training.config import load_config, set_from_scratch
 from revbifpn.training.detection.checkpoint import DetectorCheckpoint
 from revbifpn.training.detection.own_data import OwnData, use_for_testing, use_for_training
@@ -93,7 +95,7 @@ def test_what_is_at_fault_is_listed_and_nothing_is_written(folder: Path, tmp_pat
     with pytest.raises(DataError) as error:
         use_for_training(config(tmp_path), OwnData(folder))
     assert str(error.value) == (
-        "the annotation files have 2 faults; --drop-bad goes on without 1 images and 2 annotations:\n"
+        "the annotation files have 2 faults; --drop-bad goes on without 1 image and 2 annotations:\n"
         f"  {folder}/train.json: annotation 10 has a box outside its image of 60 x 40: bbox [50, 10, 30, 10] (x, y, width, "
         f"height)\n  {folder}/val.json: image 21 is missing: {folder}/images/val1.png does not exist"
     )
@@ -105,7 +107,7 @@ def test_drop_bad_goes_on_with_copies(folder: Path, tmp_path: Path, capsys: pyte
     before = (folder / "train.json").read_bytes()
     cfg = config(tmp_path)
     use_for_training(cfg, OwnData(folder, drop_bad=True))
-    assert "1 fault; going on without 0 images and 1 annotations, in copies of the files:" in capsys.readouterr().err
+    assert "1 fault; going on without 0 images and 1 annotation, in copies of the files:" in capsys.readouterr().err
     assert cfg.train_dataloader.dataset.ann_file == str(tmp_path / "work/annotations/train.json")
     assert cfg.val_dataloader.dataset.ann_file == cfg.val_evaluator.ann_file == str(folder / "val.json")  # is as it should be
     kept = json.loads((tmp_path / "work/annotations/train.json").read_text())["annotations"]
@@ -148,7 +150,7 @@ def test_images_in_both_splits_are_mentioned(folder: Path, tmp_path: Path, capsy
     content["images"][0]["file_name"] = "train0.png"
     coco.write(folder, "val", content)
     use_for_training(config(tmp_path), OwnData(folder))
-    assert f"1 images are in both train and val, such as {folder}/images/train0.png" in capsys.readouterr().err
+    assert f"train and val share 1 image, such as {folder}/images/train0.png: " in capsys.readouterr().err
 
 
 def test_other_layouts(folder: Path, tmp_path: Path) -> None:
@@ -264,6 +266,16 @@ def test_from_scratch_nothing_is_kept(tmp_path: Path) -> None:
     detector = config(tmp_path, "mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py")
     set_from_scratch(detector)
     assert detector.model.backbone == dict(type="RevBiFPN", variant="s0", init_cfg=None)
+
+
+def test_a_resumed_training_needs_no_weights_to_begin_with(tmp_path: Path) -> None:
+    """The file of the published weights may be gone by then."""
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "epoch_1.pth")
+    cfg = config(tmp_path)
+    resume_from(cfg, str(tmp_path / "epoch_1.pth"))
+    assert cfg.resume
+    assert cfg.model.backbone.init_cfg is None
+    check_first_weights(cfg)
 
 
 def test_stages_learn_at_their_own_rates() -> None:
