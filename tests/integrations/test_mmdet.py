@@ -193,7 +193,7 @@ def test_modes_are_options() -> None:
         (dict(out_indices=4), "out_indices must be some of 0..3 .*, each once, got 4"),
         (dict(out_indices=[0, True]), r"out_indices must be some of 0..3 .*, each once, got \[0, True\]"),
         (dict(frozen_stages="1"), r"frozen_stages must be in -1..5 .*, got '1'"),
-        (dict(with_cp=True, reversible=False), "with_cp=True asks .*, reversible=False to keep them: leave one of them out"),
+        (dict(with_cp=True, reversible=False), "with_cp=True asks .*, reversible=False to keep them: leave one out"),
         (dict(in_chans=0), "in_chans must be an integer >= 1, got 0"),
         (dict(drop_path_rate=1.5), "drop_path_rate must be a number with 0 <= drop_path_rate < 1, got 1.5"),
         (dict(frozen_stages=6), r"frozen_stages must be in -1..5 \(RevBiFPN-s0 has 5 stages\), got 6"),

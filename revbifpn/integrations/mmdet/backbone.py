@@ -76,7 +76,7 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         self.init_cfg = init_cfg
         if with_cp and not reversible:
             raise ValueError(
-                "with_cp=True asks to compute activations again in backward, reversible=False to keep them: leave one of them out"
+                "with_cp=True asks to compute activations again in backward, reversible=False to keep them: leave one out"
             )
         self.with_cp = with_cp
         self.out_indices = _check_levels(out_indices)
