@@ -1,4 +1,4 @@
-"""Detectors whose necks are not pyramids: DETR and Deformable DETR on MMDetection's ChannelMapper, and ViTDet's kind of neck."""
+"""Necks that are no pyramids: MMDetection's ChannelMapper for DETR and Deformable DETR, and ViTDet's kind."""
 
 from __future__ import annotations
 
