@@ -17,7 +17,7 @@ from PIL import Image
 
 pytest.importorskip(
     "mmpretrain.models",
-    reason="MMPretrain is missing (pip install onedl-mmpretrain==1.3.6 einops mat4py model-index), or does not import",
+    reason="MMPretrain is not there, or does not import: tools/setup.sh installs it (requirements/openmmlab.txt)",
     exc_type=ImportError,
 )
 

@@ -21,7 +21,7 @@ from revbifpn.models import VARIANTS
 
 pytest.importorskip(
     "mmseg.models",
-    reason="MMSegmentation is missing (pip install onedl-mmsegmentation==1.4.2 ftfy regex prettytable), or does not import",
+    reason="MMSegmentation is not there, or does not import: tools/setup.sh installs it (requirements/openmmlab.txt)",
     exc_type=ImportError,
 )
 

@@ -7,7 +7,6 @@ for bit, in ``tests/training/test_faults.py``: four steps are an epoch there, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,12 +48,11 @@ def test_auto_scale_lr(cfg: Config, base: int) -> None:
 
 
 @pytest.fixture
-def amp_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def amp_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """MMEngine's wrapper insists on a GPU, and mmcv's operators on float32 where there is none: here they get it."""
     place = "mmengine.optim.optimizer.amp_optimizer_wrapper"
     monkeypatch.setattr(f"{place}.is_cuda_available", lambda: True)
     monkeypatch.setattr(f"{place}.GradScaler", partial(torch.amp.GradScaler, "cpu"))
-    yield
 
 
 def in_float32(runner: Runner) -> None:
