@@ -71,7 +71,7 @@ def test_losses_and_all_gradients_are_mmdetections(neck: str, monkeypatch: pytes
     [
         ("mask_rcnn/mask-rcnn_revbifpn-s3_hrfpn_1x_coco.py", 2, 1.25e9),  # with MMDetection's parts 3.03
         ("mask_rcnn/mask-rcnn_revbifpn-s0_hrfpn_1x_coco.py", 2, 1.05e9),  # 2.39
-        ("faster_rcnn/faster-rcnn_revbifpn-s3_hrfpn_1x_coco.py", 1, 0.69e9),  # 1.08
+        ("faster_rcnn/faster-rcnn_revbifpn-s3_hrfpn_1x_coco.py", 1, 0.65e9),  # 1.08
     ],
 )
 def test_memory_of_a_whole_step(config: str, batch: int, most: float) -> None:
