@@ -7,6 +7,7 @@ status is 1 if the box AP50 that is reached is under --min-box-ap50.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the work folder, if any")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (default: 0)")
+    parser.add_argument("--json", type=Path, help="write what was reached here, with processor and versions")
     parser.add_argument("--min-box-ap50", type=float, default=0.60, help="box AP50 to reach (default: %(default)s)")
     return parser.parse_args()
 
@@ -45,19 +47,28 @@ def run(tool: str, *arguments: str | Path) -> None:
         sys.exit(f"demo: tools/{tool} failed with status {status}; its message is above")
 
 
-def evaluate(checkpoint: Path, work_dir: Path) -> dict[str, float]:
-    """CocoMetric's results on the validation images."""
+def evaluate(checkpoint: Path, work_dir: Path) -> tuple[dict[str, float], int]:
+    """CocoMetric's results on the validation images, and how many images these are."""
     from revbifpn.training.config import load_config
     from revbifpn.training.runner import build_runner
 
     cfg = load_config(CONFIG, work_dir=work_dir / "test")
     cfg.load_from = str(checkpoint)
-    metrics: dict[str, float] = build_runner(cfg).test()
-    return metrics
+    runner = build_runner(cfg)
+    metrics: dict[str, float] = runner.test()
+    return metrics, len(runner.test_dataloader.dataset)
+
+
+def write_json(path: Path, **reached: float) -> None:
+    """Write what was reached, with the environment, for ``python -m benchmarks.readme``."""
+    from revbifpn.memory.environment import environment
+
+    path.write_text(json.dumps({"environment": environment(), **reached}, indent=1) + "\n")
 
 
 def main() -> None:
     args = parse_args()
+    json_path = args.json and args.json.resolve()
     begin = time.monotonic()
     os.chdir(TOOLS.parent)  # the config's data folder is relative to it
     say("1/4 Semi-synthetic data")
@@ -71,13 +82,16 @@ def main() -> None:
     checkpoint = Path((args.work_dir / "last_checkpoint").read_text().strip())
 
     say("3/4 Evaluation on the validation images")
-    metrics = evaluate(checkpoint, args.work_dir)
+    metrics, images = evaluate(checkpoint, args.work_dir)
 
     say("4/4 Pictures")
     run("draw_predictions.py", CONFIG, checkpoint, "--out", args.work_dir)
 
     box, mask = metrics["coco/bbox_mAP_50"], metrics["coco/segm_mAP_50"]
-    say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes: box AP50 {box:.3f}, mask AP50 {mask:.3f}")
+    minutes = (time.monotonic() - begin) / 60
+    say(f"Done in {minutes:.1f} minutes: box AP50 {box:.3f}, mask AP50 {mask:.3f}")
+    if json_path:
+        write_json(json_path, images=images, box_ap50=box, mask_ap50=mask, minutes=minutes)
     print(f"pictures:   {args.work_dir / 'predictions.png'}, {args.work_dir / 'images'}")
     print(f"checkpoint: {checkpoint}")
     print(f"logs:       {args.work_dir}")
