@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks"
 PAGES = ("README.md", "CONTRIBUTING.md", "model_zoo/README.md", "docs/*.md")
 
-_BLOCK = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- /figures -->", re.DOTALL)
-_MARKER = re.compile(r"<!-- /?figures.*?-->")
+_BLOCK = re.compile(r"^<!-- figures: ([\w-]+) -->\n(.*?)^<!-- /figures -->", re.DOTALL | re.MULTILINE)
+_MARKER = re.compile(r"^<!-- /?figures.*?-->", re.MULTILINE)
 
 
 class MarkerError(ValueError):
