@@ -158,7 +158,7 @@ class CheckpointableDetector(ConfigSubject):
 
     modes = ("stored", "checkpointing")
 
-    def model(self, mode: str, image: Size) -> nn.Module:
+    def model(self, mode: str, image: Size, batch: int | None = None) -> nn.Module:
         self.check_mode(mode)
         with_cp = mode == "checkpointing"
         if with_cp != bool(self.cfg.model.backbone.get("with_cp")):

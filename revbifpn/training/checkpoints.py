@@ -95,6 +95,8 @@ def _go_on_from(cfg: Config, path: Path) -> None:
     cfg.resume, cfg.load_from = True, str(path)
     if is_classification(cfg):
         cfg.model.checkpoint = None  # what the training began with is in its checkpoint
+    elif backbone := cfg.get("model", {}).get("backbone"):
+        backbone.init_cfg = None
 
 
 def _check_training_checkpoint(path: Path) -> None:
