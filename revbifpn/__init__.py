@@ -11,6 +11,7 @@ from revbifpn.models import (
     RevBiFPNPyramid,
     Variant,
     convert_checkpoint,
+    fuse,
     load_checkpoint,
 )
 from revbifpn.reversible import (
@@ -38,6 +39,7 @@ __all__ = [
     "Variant",
     "compile_edges",
     "convert_checkpoint",
+    "fuse",
     "load_checkpoint",
     "set_exact",
     "set_reversible",
