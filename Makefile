@@ -12,7 +12,7 @@ help: ## list the commands
 
 setup: $(READY) ## create .venv with torch, the detection stack and this project
 
-$(READY): tools/setup.sh requirements/constraints.txt pyproject.toml
+$(READY): tools/setup.sh requirements/constraints.txt requirements/openmmlab.txt pyproject.toml
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	@touch $@
 

@@ -6,12 +6,14 @@ Importing this package registers the timm models ``revbifpn_s0`` to ``revbifpn_s
 
 from revbifpn.integrations import timm as _timm  # noqa: F401  (registers the models)
 from revbifpn.models import (
+    BudgetError,
     CheckpointError,
     RevBiFPN,
     RevBiFPNPyramid,
     Variant,
     convert_checkpoint,
     load_checkpoint,
+    set_activation_budget,
 )
 from revbifpn.reversible import (
     ExactReversalWarning,
@@ -27,6 +29,7 @@ from revbifpn.reversible import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "ExactReversalWarning",
     "RevBiFPN",
@@ -39,6 +42,7 @@ __all__ = [
     "compile_edges",
     "convert_checkpoint",
     "load_checkpoint",
+    "set_activation_budget",
     "set_exact",
     "set_reversible",
 ]

@@ -80,7 +80,7 @@ def draw_memory(path: Path) -> None:
 
 
 def write_json(path: Path, **reached: float) -> None:
-    """Write what was reached, with the environment."""
+    """Write what was reached, with the environment, for ``python -m benchmarks.readme``."""
     from revbifpn.memory.environment import environment
 
     path.write_text(json.dumps({"environment": environment(), **reached}, indent=1) + "\n")

@@ -11,8 +11,7 @@ num_classes = 5  # as many as classes in the data set's config
 norm_cfg = dict(type="BN")
 
 model = dict(
-    # channels_last is for the backbone alone: mmcv's RoIAlign on CPU is wrong for such features.
-    backbone=dict(channels_last=True, drop_path_rate=0.0),
+    backbone=dict(drop_path_rate=0.0),
     neck=dict(out_channels=channels, num_outs=2),
     rpn_head=dict(
         in_channels=channels,

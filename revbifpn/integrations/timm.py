@@ -21,12 +21,14 @@ from timm.models import _builder as timm_builder
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from revbifpn.models.body import Body
 from revbifpn.models.checkpoints import Checkpoint, Loaded, fit, read
 from revbifpn.models.classifier import RevBiFPN
 from revbifpn.models.published_weights import PUBLISHED
-from revbifpn.models.pyramid import Body
 from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
 from revbifpn.reversible import set_reversible
+from revbifpn.reversible.memory_format import in_format
+from revbifpn.reversible.streams import memory_format_of
 
 __all__ = [f"revbifpn_{name}" for name in VARIANTS]
 
@@ -70,6 +72,14 @@ class RevBiFPNFeatures(_SwitchesMemory, FeatureGetterNet):
 
 class RevBiFPNHookFeatures(_SwitchesMemory, FeatureHookNet):
     """``features_only=True, feature_cls="hook"``."""
+
+    def forward(self, x: Tensor) -> list[Tensor] | dict[Any, Tensor]:
+        """(N, in_chans, H, W) -> the levels, in the image's memory format; hooks see that which is computed in."""
+        outputs = super().forward(x)
+        memory_format = memory_format_of(x)
+        if self.return_dict:
+            return {name: in_format(level, memory_format) for name, level in outputs.items()}
+        return [in_format(level, memory_format) for level in outputs]
 
 
 class RevBiFPNGraphFeatures(_SwitchesMemory, FeatureGraphNet):

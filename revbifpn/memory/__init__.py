@@ -2,7 +2,8 @@
 
 from revbifpn.memory.fake import UnsupportedOperatorError
 from revbifpn.memory.profile import profile_training
-from revbifpn.memory.report import MemoryReport, TensorRecord, TimelinePoint, format_bytes
+from revbifpn.memory.report import MemoryReport, TensorRecord, TimelinePoint
+from revbifpn.reversible.units import format_bytes
 
 __all__ = [
     "MemoryReport",

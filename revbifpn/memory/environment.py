@@ -36,7 +36,8 @@ def environment() -> dict[str, Any]:
 
 def describe(env: Mapping[str, Any]) -> str:
     """The environment in one line."""
-    device = env["gpu"] or f"{env['cpu']} ({env['instructions']}), {env['threads']} threads"
+    threads = f"{env['threads']} thread{'' if env['threads'] == 1 else 's'}"
+    device = env["gpu"] or f"{env['cpu']} ({env['instructions']}), {threads}"
     return f"{device}; torch {env['torch']}, timm {env['timm']}, Python {env['python']}; {env['date']}"
 
 

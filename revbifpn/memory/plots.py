@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint, format_bytes
+from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint
 from revbifpn.memory.rows import ACCURACY, MEMORY, PRINTED, ComparisonRow, accuracies_in
+from revbifpn.reversible.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

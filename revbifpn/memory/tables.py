@@ -9,8 +9,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from revbifpn.memory.fit import Fit
-from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport, format_bytes
+from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport
 from revbifpn.memory.rows import ACCURACY, ComparisonRow, accuracies_in
+from revbifpn.reversible.units import format_bytes
 
 #: A table: its title, its head, and its rows.
 Table = tuple[str, list[str], list[list[str]]]

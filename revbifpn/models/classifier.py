@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
-from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
+from revbifpn.models.body import trace_for_script
+from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.exact import DEFAULT_BITS
+from revbifpn.reversible.memory_format import MemoryFormat
 from revbifpn.reversible.sequential import Exact
 
 #: Kinds of global pooling: timm's, and "" for none.
@@ -96,17 +98,18 @@ class RevBiFPN(RevBiFPNPyramid):
         drop_rate: dropout before the linear layer; None for the variant's.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
         global_pool: one of :data:`POOLS`; ``""`` for unpooled features.
-        reversible, exact, exact_bits: see :class:`.RevBiFPNPyramid`.
+        reversible, exact, exact_bits, activation_budget, memory_format: see :class:`.RevBiFPNPyramid`.
         device, dtype: where and as what parameters and buffers are made; None for torch's defaults.
 
     Raises:
-        ValueError: for a number or rate out of its range, or an unknown kind of pooling.
+        ValueError: for a number or rate out of its range, or an unknown kind of pooling or memory format.
 
     Attributes:
         num_features: channels of :meth:`forward_features`.
         head_hidden_size: channels that the linear layer sees; twice ``num_features`` with "catavgmax".
         feature_info: the levels, as timm describes features. ``module`` names a place without weights where each passes by,
-            for hooks: the output of ``neck.<level>`` itself has no graph in reversible mode.
+            for hooks, in the memory format that is computed in: the output of ``neck.<level>`` itself has no graph in
+            reversible mode.
     """
 
     def __init__(
@@ -120,11 +123,15 @@ class RevBiFPN(RevBiFPNPyramid):
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        activation_budget: float | str = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         with nullcontext() if device is None else torch.device(device):
-            super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits)
+            super().__init__(
+                variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget, memory_format
+            )
             self.levels = nn.ModuleList(nn.Identity() for _ in STRIDES)
             drop_rate = self.variant.drop_rate if drop_rate is None else drop_rate
             self.head = ClassificationHead(self.variant, num_classes, drop_rate, global_pool)
@@ -156,14 +163,17 @@ class RevBiFPN(RevBiFPNPyramid):
 
     def forward_features(self, image: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32); after pruning, the coarsest kept level."""
-        return self._fold(self.forward_pyramid(image))
+        return self._handed_back(image, [self._features(image)])[0]
+
+    def _features(self, image: Tensor) -> Tensor:
+        return self._fold(self._levels(image, self.kept_levels))
 
     def forward_pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, in_chans, H, W) -> the kept levels, finest first (what :class:`.RevBiFPNPyramid` returns)."""
         return super().forward(image)
 
-    def forward_levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
-        outputs = super().forward_levels(image, levels)
+    def _levels(self, image: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        outputs = super()._levels(image, levels)
         return tuple(self.levels[level](output) for level, output in zip(levels, outputs, strict=True))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -176,7 +186,7 @@ class RevBiFPN(RevBiFPNPyramid):
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """(N, in_chans, H, W) -> logits, (N, num_classes)."""
-        return self.forward_head(self.forward_features(image))
+        return self.forward_head(self._features(image))
 
     def _fold(self, levels: tuple[Tensor, ...]) -> Tensor:
         return self.head.fold(levels, self.run) if len(self.head.steps) else levels[-1]
@@ -213,8 +223,10 @@ class RevBiFPN(RevBiFPNPyramid):
         take = self._take(indices)
         if intermediates_only:
             return list(self.forward_levels(x, take))
-        levels = self.forward_pyramid(x)
-        return self._fold(levels), [levels[self.kept_levels.index(level)] for level in take]
+        levels = self._levels(x, self.kept_levels)
+        taken = [levels[self.kept_levels.index(level)] for level in take]
+        features, *intermediates = self._handed_back(x, [self._fold(levels), *taken])
+        return features, intermediates
 
     def _take(self, indices: int | list[int] | tuple[int, ...] | None) -> list[int]:
         if indices is None or isinstance(indices, int):

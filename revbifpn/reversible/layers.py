@@ -10,9 +10,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from revbifpn.reversible.forms import Setting
+from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
 
@@ -44,9 +47,11 @@ class LayerRun(Protocol):
     """One pass of one layer.
 
     Attributes:
+        name: of the layer, for messages.
         params: the layer's parameters in this pass, in the order of :attr:`Reversed.param_grads`.
     """
 
+    name: str
     params: list[Tensor]
 
     def record(self, streams: Streams, owned: bool) -> Streams:
@@ -115,23 +120,32 @@ class ReversibleLayer(nn.Module):
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
-        return any(param.requires_grad for param in self.parameters())
+        with modules_in_use:
+            return any(param.requires_grad for param in self.parameters())
 
 
 class SpaceToDepth(ReversibleLayer):
     """Move each ``block x block`` square of pixels into channels; no weights, exactly invertible.
 
     (N, C, H, W) -> (N, block * block * C, H / block, W / block). Output channel = (row in block, column in block, input
-    channel), input channel fastest, unlike ``torch.nn.PixelUnshuffle``, where it is slowest. One stream; its memory format
-    (contiguous or channels_last) is kept.
+    channel), input channel fastest, unlike ``torch.nn.PixelUnshuffle``, where it is slowest. One stream.
+
+    Args:
+        block: side of the squares, in pixels.
+        memory_format: what the output is laid out in (see :mod:`.memory_format`), at no cost, since everything moves anyway.
+            The inverse keeps what comes in.
+
+    Raises:
+        ValueError: for an unknown memory format.
     """
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, memory_format: MemoryFormat = "keep") -> None:
         super().__init__()
         self.block = block
+        self.memory_format = check_memory_format(memory_format)
 
     def extra_repr(self) -> str:
-        return f"{self.block}"
+        return f"{self.block}, memory_format={self.memory_format!r}"
 
     def transform(self, streams: Streams, setting: Setting | None = None) -> Streams:
         check_count(streams, 1, "SpaceToDepth")
@@ -140,8 +154,10 @@ class SpaceToDepth(ReversibleLayer):
         if h % b or w % b:
             raise ValueError(f"SpaceToDepth({b}): height and width must be multiples of {b}, got {h}x{w}")
         blocks = x.reshape(n, c, h // b, b, w // b, b)
-        y = blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b)
-        return (y.contiguous(memory_format=memory_format_of(x)),)
+        if format_to_compute_in(self.memory_format, x) == torch.channels_last:
+            y = blocks.permute(0, 2, 4, 3, 5, 1).reshape(n, h // b, w // b, b * b * c)
+            return (y.permute(0, 3, 1, 2),)
+        return (blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b),)
 
     def inverse(self, *streams: Tensor) -> Streams:
         check_count(streams, 1, "SpaceToDepth.inverse")
@@ -150,8 +166,10 @@ class SpaceToDepth(ReversibleLayer):
         if c % (b * b):
             raise ValueError(f"SpaceToDepth({b}).inverse: channels must be a multiple of {b * b}, got {c}")
         blocks = y.reshape(n, b, b, c // (b * b), h, w)
-        x = blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
-        return (x.contiguous(memory_format=memory_format_of(y)),)
+        if memory_format_of(y) == torch.channels_last:
+            x = blocks.permute(0, 4, 1, 5, 2, 3).reshape(n, h * b, w * b, c // (b * b))
+            return (x.permute(0, 3, 1, 2),)
+        return (blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b),)
 
     def begin(self, setting: Setting, store: Any) -> LayerRun:
         return _Permutation(self)
@@ -162,6 +180,7 @@ class _Permutation:
 
     def __init__(self, layer: SpaceToDepth) -> None:
         self.layer = layer
+        self.name = type(layer).__name__
         self.params: list[Tensor] = []
 
     def record(self, streams: Streams, owned: bool) -> Streams:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,11 @@ from revbifpn.reversible.forms import Setting, autocast_dtype
 from revbifpn.reversible.layers import ReversibleLayer
 from revbifpn.reversible.passes import Pass
 from revbifpn.reversible.readout import ReadOut
+from revbifpn.reversible.refusals import are_transforms_active, check_replica, refuse_transforms
 from revbifpn.reversible.streams import Streams, stream_dtype
+
+if TYPE_CHECKING:
+    from revbifpn.reversible.budget import Budget
 
 Exact = bool | Literal["auto"]
 
@@ -35,7 +40,7 @@ class ReversibleSequential(nn.Sequential):
 
     What differs from ordinary modules:
         - edges run twice a step, so forward hooks on edges fire twice, the second time in backward;
-        - double backward is refused (stored mode has it);
+        - double backward and torch.func's transforms are refused (stored mode has them), and so is ``nn.DataParallel``;
         - a gradient must enter by the outputs, not by a tensor that a hook took from between the layers.
 
     Args:
@@ -44,6 +49,9 @@ class ReversibleSequential(nn.Sequential):
         exact: put the input and all edges' outputs on a grid where sums are exact (see :mod:`.exact`); "auto" does so where
             half precision is at work in training.
         exact_bits: fractional bits of that grid. Sums are exact below ``2 ** (24 - exact_bits)`` in float32.
+
+    Attributes:
+        budget: chooses the edges that are stored in reversible mode; None for none.
 
     Raises:
         TypeError: if a layer is no ReversibleLayer.
@@ -55,6 +63,7 @@ class ReversibleSequential(nn.Sequential):
     ) -> None:
         super().__init__()
         self.reversible = reversible
+        self.budget: Budget | None = None
         self.reports = Reports()
         self.set_exact(exact, exact_bits)
         for layer in layers:
@@ -87,20 +96,25 @@ class ReversibleSequential(nn.Sequential):
     def extra_repr(self) -> str:
         return f"reversible={self.reversible}, exact={self.exact!r}, bits={self.bits}"
 
-    # What nn.Sequential has for changing a list of modules, with a check of what comes in. `extend` and `+=` use `append`.
-
-    def append(self, module: nn.Module) -> ReversibleSequential:
-        """Put a layer at the end."""
-        super().append(self._admitted(module, len(self)))
-        return self
+    # What nn.Sequential has for changing a list of modules, with a check of what comes in before anything changes.
 
     def insert(self, index: int, module: nn.Module) -> ReversibleSequential:
         """Put a layer in front of the one at ``index``."""
         super().insert(index, self._admitted(module, index))
         return self
 
-    def __setitem__(self, index: int, module: nn.Module) -> None:
-        super().__setitem__(index, self._admitted(module, index))
+    def extend(self, sequential: Iterable[nn.Module]) -> ReversibleSequential:
+        """Put layers at the end."""
+        super().extend([self._admitted(module, index) for index, module in enumerate(sequential, len(self))])
+        return self
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Put a layer at the end, under a name; ``append`` and ``*=`` end here."""
+        super().add_module(name, self._admitted(module, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Item assignment ends here. Whatever is a module becomes a layer.
+        super().__setattr__(name, self._admitted(value, name) if isinstance(value, nn.Module) else value)
 
     def __getitem__(self, index: int | slice) -> Any:
         """A layer, or for a slice another ReversibleSequential of the same layers and settings."""
@@ -109,7 +123,19 @@ class ReversibleSequential(nn.Sequential):
             return ReversibleSequential(*layers, reversible=self.reversible, exact=self.exact, exact_bits=self.bits)
         return super().__getitem__(index)
 
-    def _admitted(self, module: nn.Module, index: int) -> nn.Module:
+    def __iadd__(self, other: Iterable[nn.Module]) -> ReversibleSequential:  # type: ignore[override]
+        return self.extend(other)
+
+    def __add__(self, other: Iterable[nn.Module]) -> ReversibleSequential:  # type: ignore[override]
+        chain: ReversibleSequential = self[:]
+        return chain.extend(other)
+
+    def __mul__(self, times: int) -> ReversibleSequential:
+        chain: ReversibleSequential = self[:]
+        chain *= times
+        return chain
+
+    def _admitted(self, module: nn.Module | None, index: int | str) -> nn.Module:
         if not isinstance(module, ReversibleLayer):
             raise TypeError(f"ReversibleSequential: layer {index} is {type(module).__name__}, not a ReversibleLayer")
         module.exact_bits = self.exact_bits
@@ -171,10 +197,16 @@ class ReversibleSequential(nn.Sequential):
 
     @torch.compiler.disable  # The pass is Python state that autograd's order carries; torch.compile breaks the graph here.
     def _forward_in_pass(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
+        check_replica(self)
         self.reports.collect()
         layers = self._layers()
+        keep = frozenset() if self.budget is None else self.budget.edges(streams[0].numel() // streams[0].shape[1])
         needs = any(stream.requires_grad for stream in streams)
         first = 0 if needs else next((i for i, layer in enumerate(layers) if layer.trains()), len(layers))
+        if are_transforms_active():
+            if self.reversible and (first < len(layers) or (readout is not None and readout.trains())):
+                refuse_transforms("reversible layers")
+            return self._plainly(streams, setting, readout)
         runner = _Plain(setting)
         for layer in layers[:first]:
             streams = layer(*streams, in_pass=runner)
@@ -183,10 +215,13 @@ class ReversibleSequential(nn.Sequential):
         names = [f"layer {i} ({type(layer).__name__})" for i, layer in enumerate(layers)][first:]
         monitored = setting.bits is not None and self.reversible
         monitor = ExactMonitor(self.bits, self.reports, names) if monitored else None
-        chain = Pass(setting, monitor, first, len(names) + (readout is not None), stored=not self.reversible)
-        for layer in layers[first:]:
-            streams = layer(*streams, in_pass=chain)
-        return streams if readout is None else chain.read_out(readout, streams)
+        chain = Pass(setting, monitor, first, len(names) + (readout is not None), not self.reversible, keep)
+        try:
+            for layer in layers[first:]:
+                streams = layer(*streams, in_pass=chain)
+            return streams if readout is None else chain.read_out(readout, streams)
+        finally:
+            chain.end()
 
 
 class _Plain:

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from revbifpn.datasets.image_folders import class_folders
+from revbifpn.reversible.budget import read_budget
 from revbifpn.training.checks import LOADERS, datasets, is_classification, split_root
 from revbifpn.training.config_files import SETTINGS, find_config, read_config
 from revbifpn.training.errors import ConfigError
@@ -178,6 +179,24 @@ def set_from_scratch(cfg: Config) -> None:
     for name, settings in keys.items():
         if name.startswith("backbone."):
             settings.pop("lr_mult", None)
+
+
+def set_activation_budget(cfg: Config, budget: str) -> None:
+    """Train the config's RevBiFPN with an activation budget (:meth:`.RevBiFPNPyramid.set_activation_budget`).
+
+    Raises:
+        BudgetError: for what is no budget.
+        ConfigError: if the config's network is another one.
+    """
+    asked = read_budget(budget)
+    network = cfg.model if is_classification(cfg) else cfg.model.get("backbone", {})
+    name = str(network.get("name") if is_classification(cfg) else network.get("type")).split(".")[-1]
+    if not name.lower().startswith("revbifpn"):
+        raise ConfigError(f"--activation-budget is for RevBiFPN, and {cfg.filename} trains {name}")
+    if is_classification(cfg):
+        network.setdefault("model_args", {})
+        network = network.model_args
+    network["activation_budget"] = asked
 
 
 def use_amp(cfg: Config) -> None:

@@ -52,10 +52,16 @@ def case(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def make_model(variant: str | Variant = SMALL, seed: int = 0, train_norms: bool = False, **options: Any) -> RevBiFPNPyramid:
+def make_model(
+    variant: str | Variant = SMALL,
+    seed: int = 0,
+    train_norms: bool = False,
+    kind: type[RevBiFPNPyramid] = RevBiFPNPyramid,
+    **options: Any,
+) -> RevBiFPNPyramid:
     """A variant's body and neck in float64, its running statistics those of a random batch."""
     torch.manual_seed(seed)
-    model = RevBiFPNPyramid(variant, **options).double()
+    model = kind(variant, **options).double()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -159,6 +165,23 @@ def ddp_training(ddp: dict[str, Any]) -> None:
     batches = [make_batch(step) for step in range(3)]
     train(single, sgd(single), batches, whole)
     train(DistributedDataParallel(model, **ddp), sgd(model), batches, half)
+    assert_near(weights(model), weights(single))
+    assert distance(weights(model), start) > 1e-3
+
+
+@case
+def ddp_detection_backbone(**options: Any) -> None:
+    """A detector's backbone with some levels left out or frozen trains as one process does; no parameter is left unused.
+
+    DDP without ``find_unused_parameters`` refuses the second step if one was.
+    """
+    from revbifpn.integrations.mmdet import RevBiFPNBackbone
+
+    model = make_model(kind=RevBiFPNBackbone, **options)
+    single, start = copy.deepcopy(model), weights(model)
+    batches = [make_batch(step) for step in range(3)]
+    train(single, sgd(single), batches, whole)
+    train(DistributedDataParallel(model), sgd(model), batches, half)
     assert_near(weights(model), weights(single))
     assert distance(weights(model), start) > 1e-3
 

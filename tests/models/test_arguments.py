@@ -19,6 +19,7 @@ OF_ALL = [
     ("drop_path_rate", "0.1", "a number with 0 <= drop_path_rate < 1, got '0.1'"),
     ("in_chans", 0, "an integer >= 1, got 0"),
     ("in_chans", -3, "an integer >= 1, got -3"),
+    ("memory_format", "nhwc", "one of 'auto', 'keep', 'channels_last', 'contiguous', got 'nhwc'"),
 ]
 OF_CLASSIFIERS = [
     ("drop_rate", -1, "a number with 0 <= drop_rate < 1, got -1"),

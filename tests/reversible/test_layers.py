@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from revbifpn.reversible import RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise
+from revbifpn.reversible.memory_format import MemoryFormat
+from revbifpn.reversible.streams import memory_format_of
 
 from .common import CHANNELS, Edge, blocks, loss_of, silo, streams
 
@@ -50,14 +52,26 @@ def test_space_to_depth_orders_channels_by_row_column_and_channel() -> None:
         assert torch.equal(y[:, (row * 4 + column) * 3 + channel], expected)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_space_to_depth_keeps_the_memory_format(memory_format: torch.memory_format) -> None:
-    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format)
-    (y,) = SpaceToDepth(4)(x)
-    assert y.is_contiguous(memory_format=memory_format)
-    (back,) = SpaceToDepth(4).inverse(y)
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("choice", ["auto", "keep", "channels_last", "contiguous"])
+@pytest.mark.parametrize("came_in", FORMATS)
+def test_space_to_depth_in_every_memory_format(choice: MemoryFormat, came_in: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    (expected,) = SpaceToDepth(4)(x)
+    (y,) = SpaceToDepth(4, choice)(x.contiguous(memory_format=FORMATS[came_in]))
+    assert torch.equal(y, expected)
+    gives = {"auto": "channels_last", "keep": came_in}.get(choice, choice)  # "auto" on a CPU
+    assert memory_format_of(y) == FORMATS[gives]
+    (back,) = SpaceToDepth(4, choice).inverse(y)
     assert torch.equal(back, x)
-    assert back.is_contiguous(memory_format=memory_format)
+    assert memory_format_of(back) == FORMATS[gives]
+
+
+def test_space_to_depth_refuses_an_unknown_memory_format() -> None:
+    with pytest.raises(ValueError, match="memory_format must be one of 'auto', 'keep'.*, got 'nhwc'"):
+        SpaceToDepth(4, "nhwc")  # type: ignore[arg-type]
 
 
 LAYERS = {
@@ -162,7 +176,7 @@ def test_wrong_number_of_streams_is_named() -> None:
 def test_wrong_channels_name_the_edge() -> None:
     with pytest.raises(RuntimeError, match="expected input.* to have 4 channels, but got 5") as caught:
         ReversibleSequential(silo(2, 2))(torch.randn(1, 5, 8, 8), torch.randn(1, 6, 4, 4))
-    assert any("RevSilo's edge down[0][1]" in note for note in caught.value.__notes__)
+    assert any("edge down[0][1] of layer 0 (RevSilo)" in note for note in caught.value.__notes__)
     with pytest.raises(
         ValueError, match=r"edge down\[0\]\[1\] returned shape \(1, 6, 4, 4\), its target stream has \(1, 1, 4, 4\)"
     ):

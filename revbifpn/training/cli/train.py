@@ -36,6 +36,12 @@ def main() -> None:
         parser.add_argument(
             "--amp", action="store_true", help="train with automatic mixed precision (classifiers on a CPU too, in bfloat16)"
         )
+        parser.add_argument(
+            "--activation-budget",
+            metavar="BUDGET",
+            help="how much of RevBiFPN's activations to keep instead of rebuilding them: a fraction of what stored mode "
+            "keeps, such as 0.25, or a size such as '2 GiB' (default: 0, all are rebuilt)",
+        )
         own_data.add_arguments(parser, "train", "val")
         args = parser.parse_args()
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -43,6 +49,8 @@ def main() -> None:
         cfg = config.load_config(args.config, args.cfg_options, args.work_dir, args.data, args.launcher)
         if args.amp:
             config.use_amp(cfg)
+        if args.activation_budget is not None:
+            config.set_activation_budget(cfg, args.activation_budget)
         if args.from_scratch:
             config.set_from_scratch(cfg)
         if args.resume is not None:
