@@ -1,7 +1,7 @@
 """Models for inference: every batch norm folded into its convolution.
 
-In eval mode a batch norm is a fixed affine map of each channel, so ``norm(conv(x))`` is one convolution with another weight and
-a bias. Beside that, fused blocks work in their own memory, and the layers between them add to their streams in place.
+In eval mode a batch norm is a fixed affine map of each channel, so ``norm(conv(x))`` is one convolution with another weight
+and a bias. Beside that, fused blocks work in their own memory, and the layers between them add to their streams in place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def _check(name: str, block: ConvNormAct | MBConv) -> None:
         norm = parts.get("norm")
         if not isinstance(norm, _BatchNorm) or type(parts.get("conv")) is not nn.Conv2d:
             raise ValueError(
-                f"{where} is not a convolution and a batch norm any more, but {', '.join(type(p).__name__ for p in unit)}"
+                f"{where} is no convolution with a batch norm any more, but {', '.join(type(p).__name__ for p in unit)}"
             )
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(
@@ -108,8 +108,8 @@ class _Fused(nn.Sequential):
     def _refuse_training(self) -> None:
         if self.training:
             raise RuntimeError(
-                "this model was made by revbifpn.fuse for inference and cannot run in training mode, since its norms are folded "
-                "into its convolutions: train the model that it was made from, or call eval() on this one"
+                "this model was made by revbifpn.fuse for inference and cannot run in training mode, since its norms are "
+                "folded into its convolutions: train the model that it was made from, or call eval() on this one"
             )
 
 
@@ -122,11 +122,12 @@ class FusedConv(_Fused):
         if "act" in parts:
             self_parts["act"] = parts["act"]
         super().__init__(self_parts)
-        self.pointwise = _is_pointwise(self.conv)
+        self.pointwise = _is_pointwise(self_parts["conv"])
 
     def forward(self, x: Tensor) -> Tensor:
         self._refuse_training()
-        y = _pointwise(self.conv, x) if self.pointwise and _computes_matrices(x) else self.conv(x)
+        conv = cast(nn.Conv2d, self._modules["conv"])
+        y = _pointwise(conv, x) if self.pointwise and _computes_matrices(x) else conv(x)
         act = self._modules.get("act")
         if act is None:
             return y
@@ -159,10 +160,12 @@ def _squeeze_excite(se: SqueezeExcite, x: Tensor) -> Tensor:
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    return fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var]
+    folded: nn.Conv2d = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(_BatchNorm, norm))
+    return folded
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
+def _is_pointwise(conv: nn.Module) -> bool:
+    conv = cast(nn.Conv2d, conv)
     return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 

@@ -56,8 +56,8 @@ class AdditiveLayer(ReversibleLayer):
     def transform(self, streams: Streams, setting: Setting) -> Streams:
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
             if source.requires_grad:
-                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. No `view_as`: that
-                # gives one sample's tensor strides with which it does not count as channels_last any more.
+                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. No `view_as`:
+                # that gives one sample's tensor strides with which it does not count as channels_last any more.
                 source = torch.ops.aten.alias.default(source)
             value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
