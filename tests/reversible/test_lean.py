@@ -211,7 +211,7 @@ def test_double_backward_in_stored_mode(name: str) -> None:
     with plain_forms_only():
         theirs = penalty(reference)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # torch's first derivative takes 1 / 6 in float32
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # torch takes 1 / 6 in float32
 
 
 def test_stored_lean_keeps_one_tensor_a_convolution() -> None:
