@@ -1,4 +1,4 @@
-"""Memory of training steps: measured, predicted, explained. See :func:`profile_training`."""
+"""Measure, predict and explain the memory of training steps; :func:`profile_training` does all three."""
 
 from revbifpn.memory.fake import UnsupportedOperatorError
 from revbifpn.memory.profile import profile_training

@@ -50,7 +50,7 @@ def add_step_options(
 
 
 def settings_of(args: argparse.Namespace, device: str) -> Settings:
-    """What the options of a step say.
+    """Return what the options of a step say.
 
     Args:
         device: taken if ``--device`` was not given.

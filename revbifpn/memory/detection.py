@@ -25,7 +25,7 @@ NUM_OBJECTS = 8
 
 
 def detection_inputs(batch: int, image: tuple[int, int], num_classes: int) -> dict[str, Any]:
-    """A batch as a detector's data preprocessor hands it on, ``NUM_OBJECTS`` boxes with masks in each image.
+    """Return a batch as a detector's data preprocessor hands it on, ``NUM_OBJECTS`` boxes with masks in each image.
 
     Returns:
         ``inputs``, a meta tensor of shape (batch, 3, height, width), and ``data_samples``.
@@ -65,7 +65,7 @@ def _boxes(count: int, image: tuple[int, int], generator: torch.Generator) -> Te
 
 
 def sum_of_losses(losses: Any) -> Tensor:
-    """The sum of the losses that a model returns by name, added up as MMEngine does."""
+    """Return the sum of the losses that a model returns by name, added up as MMEngine does."""
     values = [v for key, value in losses.items() if "loss" in key for v in (value if isinstance(value, list) else [value])]
     return torch.stack([value.mean() for value in values]).sum()
 

@@ -269,7 +269,7 @@ def _count(number: float) -> str:
 
 
 def _points(rows: Iterable[ComparisonRow], across: str, memory: str) -> list[_Point]:
-    """The rows that have both fields, with their values; zero has no place on a logarithmic axis."""
+    """Return the rows that have both fields, with their values; zero has no place on a logarithmic axis."""
     values = ((row, getattr(row, across), getattr(row, memory)) for row in rows)
     return [(row, x, y) for row, x, y in values if x is not None and y and (across != "macs" or x > 0)]
 

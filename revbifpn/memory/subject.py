@@ -77,7 +77,7 @@ class Subject(ABC):
             raise SubjectError(f"{self.name} has {error}") from None
 
     def model(self, mode: str, image: Size, batch: int | None = None) -> nn.Module:
-        """The model, switched to a mode. It is kept, and the next call returns the same object.
+        """Return the model, switched to a mode. It is kept, and the next call returns the same object.
 
         Args:
             mode: one of :attr:`modes`, or a budget as in ``"budget=0.25"``.
@@ -96,7 +96,7 @@ class Subject(ABC):
         return model
 
     def inputs(self, batch: int, image: Size) -> Inputs:
-        """What the model is called with; tensors that may be large are on the ``meta`` device."""
+        """Return what the model is called with; tensors that may be large are on the ``meta`` device."""
         return torch.empty(batch, 3, *image, device="meta")
 
     def loss(self, outputs: Any) -> Tensor:
@@ -106,7 +106,7 @@ class Subject(ABC):
         return mean_of_outputs(outputs)
 
     def stand_ins(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which a step of the model needs no values of what its network computes."""
+        """Return a context in which a step of the model needs no values of what its network computes."""
         return nullcontext()
 
     def release(self) -> None:
