@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from benchmarks.common import table
+from benchmarks.common import median_and_spread, table
 from revbifpn.models import PUBLISHED, VARIANTS
 
 PUBLISHED_COCO = Path(__file__).with_name("published_coco.json")
@@ -127,3 +127,20 @@ def detector_table(results: Mapping[str, Any]) -> str:
         numbers = (published.get("memory_gb", "none"), f"{gigabytes(row['peak']):.2f}", row["images"])
         rows.append((link, f"{row['parameters'] / 1e6:.2f} M", accuracy, NOT_HERE, *numbers))
     return table(header, rows)
+
+
+def lean_table(content: Mapping[str, Any]) -> str:
+    """A detector with lean parts and with MMDetection's own, as :mod:`benchmarks.detection` measured them."""
+    rows = [(row["parts"], median_and_spread(row["seconds"], 1), f"{gigabytes(row['peak']):.2f}") for row in content["rows"]]
+    what = f"Mask R-CNN, {content['variant'].upper()}, {content['batch']} images of {content['side']}x{content['side']}"
+    ratio = f"The lean step takes {content['time_ratio']:.2f} of the time."
+    return f"{table((what, 's a step', 'GB, predicted'), rows)}\n\n{ratio}"
+
+
+def frozen_table(content: Mapping[str, Any]) -> str:
+    """A backbone's step by ``frozen_stages``, as :mod:`benchmarks.detection` measured it."""
+    what = f"frozen_stages, {content['variant'].upper()}, {content['batch']} images of {content['side']}x{content['side']}"
+    lines = [
+        (row["frozen_stages"], median_and_spread(row["seconds"], 2), f"{row['peak'] / 1e6:.1f}") for row in content["rows"]
+    ]
+    return table((what, "s a step", "MB, predicted"), lines)
