@@ -86,7 +86,10 @@ def test_a_measured_block_says_where_and_when(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "*Not measured yet: benchmarks/engine_cost.json is not there. `python -m benchmarks.engine_cost --json"),
-        ({"environment": {}}, "*Not measured anew: benchmarks/engine_cost.json has no 'threads'. `python -m benchmarks.engine"),
+        (
+            {"environment": {}},
+            "*Not measured anew: benchmarks/engine_cost.json has no 'threads'. `python -m benchmarks.engine",
+        ),
         ({"model": "revbifpn_s0"}, "*Not measured anew: benchmarks/engine_cost.json has no 'seconds'."),
     ],
     ids=["no file", "another environment", "another content"],
@@ -156,6 +159,14 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_tests_that_guarantees_name_exist() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = set(re.findall(r"`([\w/*]+(?:\.py|/))`", text)) - {"tests/"}
+    assert len(named) > 50
+    for name in named:
+        assert list((ROOT / "tests").glob(name)), f"docs/guarantees.md: there is no tests/{name}"
 
 
 # Examples
