@@ -12,6 +12,7 @@ from revbifpn.models import (
     RevBiFPNPyramid,
     Variant,
     convert_checkpoint,
+    fuse,
     load_checkpoint,
     set_activation_budget,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Variant",
     "compile_edges",
     "convert_checkpoint",
+    "fuse",
     "load_checkpoint",
     "set_activation_budget",
     "set_exact",

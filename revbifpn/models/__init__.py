@@ -9,6 +9,7 @@ from revbifpn.models.checkpoints import (
     read_checkpoint,
 )
 from revbifpn.models.classifier import RevBiFPN
+from revbifpn.models.fuse import fuse
 from revbifpn.models.published_weights import PUBLISHED, PublishedWeights
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
@@ -25,6 +26,7 @@ __all__ = [
     "Variant",
     "convert_checkpoint",
     "fetch_published",
+    "fuse",
     "get_variant",
     "load_checkpoint",
     "read_checkpoint",

@@ -25,7 +25,14 @@ Choice = Set[nn.Module] | bool
 
 
 class AdditiveLayer(ReversibleLayer):
-    """A reversible layer made of couplings; a subclass says in :meth:`wiring` which."""
+    """A reversible layer made of couplings; a subclass says in :meth:`wiring` which.
+
+    Attributes:
+        in_place: without gradients, add to streams in their memory once it is the layer's own. Hooks then see tensors that are
+            overwritten later.
+    """
+
+    in_place = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +55,15 @@ class AdditiveLayer(ReversibleLayer):
 
     def transform(self, streams: Streams, setting: Setting) -> Streams:
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
-            # The view gives the edge a node of its own: autograd then sums gradients in the order of `AdditiveRun.reverse`.
-            value: Tensor = coupling.edge(own_dtype(coupling.edge, source.view_as(source), setting))
+            if source.requires_grad:
+                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. No `view_as`:
+                # that gives one sample's tensor strides with which it does not count as channels_last any more.
+                source = torch.ops.aten.alias.default(source)
+            value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
 
-        return transform(type(self).__name__, self.wiring(), streams, value_of, setting.bits)
+        in_place = self.in_place and not torch.is_grad_enabled()
+        return transform(type(self).__name__, self.wiring(), streams, value_of, setting.bits, in_place)
 
     def inverse(self, *streams: Tensor) -> Streams:
         name, wiring = type(self).__name__, self.wiring()
@@ -79,6 +90,7 @@ def transform(
     streams: Streams,
     value_of: Callable[[int, Coupling, Tensor], Tensor],
     bits: int | None,
+    in_place: bool = False,
 ) -> Streams:
     """Map the streams through the couplings with ordinary, differentiable operations.
 
@@ -86,8 +98,13 @@ def transform(
         name: of the layer, for messages.
         value_of: (index, coupling, source) -> the value of the coupling's edge.
         bits: of the exact mode's grid, or None.
+        in_place: overwrite what was made here.
     """
-    parts = split(streams, wiring.inputs, wiring.num_parts, name)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    dense = not traced and not any(stream.requires_grad for stream in streams)
+    parts = split(streams, wiring.inputs, wiring.num_parts, name, dense)
+    # Parts that may be overwritten.
+    made = {part for stream in wiring.inputs if len(stream) > 1 for part in stream} if in_place and dense else set()
     dtype = streams[0].dtype
     for index, coupling in enumerate(wiring.couplings):
         source, target = present(parts[coupling.source]), parts[coupling.target]
@@ -95,7 +112,15 @@ def transform(
             value = value_of(index, coupling, source)
         _check_shape(name, coupling, value, target)
         value = _settle(value, dtype, bits)
-        parts[coupling.target] = value if target is None else target + value
+        if target is None:
+            parts[coupling.target] = value
+            made.discard(coupling.source)  # an edge may return its source
+        elif coupling.target in made:
+            target.add_(value)
+        else:
+            parts[coupling.target] = target + value
+            if in_place and dense:
+                made.add(coupling.target)
     return tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
 
 

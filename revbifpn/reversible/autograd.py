@@ -141,8 +141,8 @@ def check_backward(what: str, grads: Grads) -> None:
     """
     if are_batched(grads):
         raise RuntimeError(
-            f"several backward passes at once through {what} (is_grads_batched=True, as jacobian(vectorize=True) asks for) "
-            "are not supported: set reversible=False on the model for them, or take one after the other"
+            f"several backward passes at once through {what} (is_grads_batched=True, jacobian(vectorize=True)) are not "
+            "supported: set reversible=False on the model for them, or take one after the other"
         )
     if torch.is_grad_enabled():
         raise RuntimeError(

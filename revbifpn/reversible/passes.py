@@ -61,6 +61,7 @@ class Pass:
         first: index of the pass's first layer in its chain, for messages.
         count: how many links there will be.
         stored: keep each layer's inputs and what its edges keep, instead of rebuilding them.
+        streams: what goes into the first layer.
         keep: edges that are stored all the same.
     """
 
@@ -71,6 +72,7 @@ class Pass:
         first: int,
         count: int,
         stored: bool,
+        streams: Streams,
         keep: Set[nn.Module] = frozenset(),
     ) -> None:
         self.setting, self.monitor, self.first, self.count = setting, monitor, first, count
@@ -78,7 +80,7 @@ class Pass:
         self.store: Choice = stored or keep
         self.done = 0
         self._private = False  # whether the streams that come next were seen by nobody
-        self._streams: Streams = ()  # what the last layer returned
+        self._streams = streams  # what the last layer returned
         self._values: Held | None = None
         self._grads: Held | None = None
         self._owner = -1
@@ -120,18 +122,12 @@ class Pass:
         return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        """The streams in the precision in which the last layer returned them.
-
-        FSDP's mixed precision casts what goes into a layer; a stream that was rounded there could not be rebuilt.
-        """
+        """The streams as the last layer returned them; a stream that was changed on its way could not be rebuilt."""
         if not self._streams or len(streams) != len(self._streams):
             return streams
+        streams = uncast(streams, self._streams)
         for index, (got, returned) in enumerate(zip(streams, self._streams, strict=True)):
-            if got.dtype != returned.dtype:
-                return tuple(
-                    _Uncast.apply(got, returned.detach()) for got, returned in zip(streams, self._streams, strict=True)
-                )
-            if got is not returned and got.data_ptr() != returned.data_ptr():
+            if self.done and got is not returned and got.data_ptr() != returned.data_ptr():
                 raise RuntimeError(
                     f"stream {index} is another tensor when it comes to reversible {self._name_of(layer)} than the layer "
                     "before it returned, so it could not be rebuilt: no hook may change streams between the layers of a "
@@ -165,6 +161,13 @@ class Pass:
         """Take the gradients that the link after left; None if autograd carried them."""
         grads, self._grads = self._grads, None
         return grads
+
+
+def uncast(streams: Streams, returned: Streams) -> Streams:
+    """The streams in the precision in which they were ``returned``: FSDP's mixed precision casts what goes into a layer."""
+    if len(streams) != len(returned) or all(s.dtype == r.dtype for s, r in zip(streams, returned, strict=True)):
+        return streams
+    return tuple(_Uncast.apply(stream, value.detach()) for stream, value in zip(streams, returned, strict=True))
 
 
 class _Uncast(torch.autograd.Function):

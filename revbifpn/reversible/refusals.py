@@ -17,8 +17,8 @@ def check_replica(module: nn.Module) -> None:
     """
     if module.__dict__.get("_is_replica"):
         raise RuntimeError(
-            f"{type(module).__name__} is a replica of nn.DataParallel, which has no parameters, so its backward pass could "
-            "not return gradients to them: train with torch.nn.parallel.DistributedDataParallel, one process a device"
+            f"{type(module).__name__} is a replica of nn.DataParallel, which has no parameters, so a backward pass could not "
+            "return gradients to them: train with torch.nn.parallel.DistributedDataParallel, one process a device"
         )
 
 

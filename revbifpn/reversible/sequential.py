@@ -18,7 +18,7 @@ from revbifpn.reversible.exact import (
 )
 from revbifpn.reversible.forms import Setting, autocast_dtype
 from revbifpn.reversible.layers import ReversibleLayer
-from revbifpn.reversible.passes import Pass
+from revbifpn.reversible.passes import Pass, uncast
 from revbifpn.reversible.readout import ReadOut
 from revbifpn.reversible.refusals import are_transforms_active, check_replica, refuse_transforms
 from revbifpn.reversible.streams import Streams, stream_dtype
@@ -190,7 +190,7 @@ class ReversibleSequential(nn.Sequential):
 
     def _plainly(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
         """Without a pass: ordinary modules one after the other."""
-        runner = _Plain(setting)
+        runner = _Plain(setting, streams)
         for layer in self._layers():
             streams = layer(*streams, in_pass=runner)
         return streams if readout is None else readout.transform(streams, setting)
@@ -207,7 +207,7 @@ class ReversibleSequential(nn.Sequential):
             if self.reversible and (first < len(layers) or (readout is not None and readout.trains())):
                 refuse_transforms("reversible layers")
             return self._plainly(streams, setting, readout)
-        runner = _Plain(setting)
+        runner = _Plain(setting, streams)
         for layer in layers[:first]:
             streams = layer(*streams, in_pass=runner)
         if first == len(layers) and (readout is None or not readout.trains()):
@@ -215,7 +215,7 @@ class ReversibleSequential(nn.Sequential):
         names = [f"layer {i} ({type(layer).__name__})" for i, layer in enumerate(layers)][first:]
         monitored = setting.bits is not None and self.reversible
         monitor = ExactMonitor(self.bits, self.reports, names) if monitored else None
-        chain = Pass(setting, monitor, first, len(names) + (readout is not None), not self.reversible, keep)
+        chain = Pass(setting, monitor, first, len(names) + (readout is not None), not self.reversible, streams, keep)
         try:
             for layer in layers[first:]:
                 streams = layer(*streams, in_pass=chain)
@@ -227,11 +227,13 @@ class ReversibleSequential(nn.Sequential):
 class _Plain:
     """Runs layers as ordinary modules."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, streams: Streams) -> None:
         self.setting = setting
+        self._streams = streams  # what the last layer returned
 
     def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        return layer.transform(streams, self.setting)
+        self._streams = layer.transform(uncast(streams, self._streams), self.setting)
+        return self._streams
 
 
 def set_reversible(model: nn.Module, reversible: bool = True) -> nn.Module:

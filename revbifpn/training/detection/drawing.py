@@ -101,6 +101,7 @@ def draw_picture(
     scale = side / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
+    found = found[found.scores.argsort()]  # the most certain ones last, over the others
     for label, mask in zip(found.labels, found.get("masks", ()), strict=False):
         _tint(pixels, np.asarray(mask), meta["palette"][label])
     picture = Image.fromarray(pixels)

@@ -186,3 +186,12 @@ def test_a_picture_has_mask_box_and_truth_in_their_places() -> None:
     assert picture.getpixel((60, 170)) == (0, 0, 0)  # inside the box, outside the mask
     assert picture.getpixel((40, 140)) == (0, 200, 0)  # the box
     assert picture.getpixel((318, 100)) == (255, 255, 255)  # the truth's box, two pixels outside
+
+
+def test_the_most_certain_prediction_lies_on_top() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 40.0, 40.0]] * 2)
+    meta = {"classes": ("cat", "dog"), "palette": [(255, 0, 0), (0, 200, 0)]}
+    for scores, top in (([0.9, 0.4], (255, 0, 0)), ([0.4, 0.9], (0, 200, 0))):
+        found = InstanceData(labels=torch.tensor([0, 1]), scores=torch.tensor(scores), bboxes=boxes)
+        picture = draw_picture(Image.new("RGB", (50, 50)), found, meta, side=400, text_size=12)
+        assert picture.getpixel((80, 200)) == top
