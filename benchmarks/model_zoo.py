@@ -3,9 +3,9 @@
     python -m benchmarks.model_zoo --json benchmarks/model_zoo.json [--only PATTERN]
     python -m benchmarks.model_zoo --write
 
-The first line predicts, the second writes ``model_zoo/model-index.yml`` and the tables of ``model_zoo/README.md`` from the
-JSON files here. A step is forward, loss, backward and SGD with momentum, in float32. Classifiers get batches of 8 at their own
-image size; detectors 800x1344 pixels, two images, or one with Faster R-CNN, as in the paper's tables.
+The first line predicts, the second writes ``model_zoo/model-index.yml`` from the JSON files here; ``benchmarks.readme`` writes
+the tables of ``model_zoo/README.md``. A step is forward, loss, backward and SGD with momentum, in float32. Classifiers get
+batches of 8 at their own image size; detectors two images of 800x1344, or one with Faster R-CNN, as in the paper's tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import describe, environment, table, update_json
-from benchmarks.model_zoo_files import write_index, write_readme
+from benchmarks.model_zoo_files import write_index
 from revbifpn.memory import format_bytes
 from revbifpn.memory.sources import find_subject
 from revbifpn.memory.steps import Settings, count_parameters, profile_subject
@@ -76,12 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here, beside those that are there")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="rows whose name fits, such as 'configs/fcos/*'")
-    parser.add_argument("--write", action="store_true", help="write model-index.yml and README.md from the JSON files")
+    parser.add_argument("--write", action="store_true", help="write model_zoo/model-index.yml from the JSON files")
     args = parser.parse_args()
     if args.write:
-        results = json.loads(RESULTS.read_text())
-        write_index(ROOT / "model_zoo" / "model-index.yml", results)
-        write_readme(ROOT / "model_zoo" / "README.md", results)
+        write_index(ROOT / "model_zoo" / "model-index.yml", json.loads(RESULTS.read_text()))
         return
     torch.set_num_threads(2)
     env = environment()

@@ -1,4 +1,4 @@
-"""Writing the model zoo's files from ``model_zoo.json``, ``published_coco.json`` and :data:`revbifpn.models.PUBLISHED`."""
+"""The model zoo's index and tables, of ``model_zoo.json``, ``published_coco.json`` and :data:`revbifpn.models.PUBLISHED`."""
 
 from __future__ import annotations
 
@@ -102,19 +102,6 @@ def _detector_entry(config: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _images(row: Mapping[str, Any]) -> str:
     return "an image" if row["images"] == 1 else f"{row['images']} images"
-
-
-def write_readme(path: Path, results: Mapping[str, Any]) -> None:
-    """Replace the tables of ``README.md``, each between two comments with its name."""
-    text = path.read_text()
-    for name, content in (("classifiers", classifier_table(results)), ("detectors", detector_table(results))):
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"{path} has no place for the table {name!r}: the lines {begin.strip()!r} and {end!r}")
-        text = f"{before}{begin}{content}\n{end}{after}"
-    path.write_text(text)
 
 
 def classifier_table(results: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, growth, inference, macs, memory_prediction
+from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
 from benchmarks.common import describe
 from revbifpn.memory.rows import ComparisonRow
@@ -171,6 +172,8 @@ FIGURES = {
     **{f"paper_{figure.replace('-', '_')}": Figures((_printed(figure),), _paper_table(figure)) for figure in paper.FIGURES},
     "paper_ratio": Figures((_printed("imagenet"),), _paper_ratio),
     "macs": Figures((_writes("macs", environments=()),), macs.as_table),
+    "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
+    "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }
 

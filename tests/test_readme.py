@@ -86,7 +86,10 @@ def test_a_measured_block_says_where_and_when(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "*Not measured yet: benchmarks/engine_cost.json is not there. `python -m benchmarks.engine_cost --json"),
-        ({"environment": {}}, "*Not measured anew: benchmarks/engine_cost.json has no 'threads'. `python -m benchmarks.engine"),
+        (
+            {"environment": {}},
+            "*Not measured anew: benchmarks/engine_cost.json has no 'threads'. `python -m benchmarks.engine",
+        ),
         ({"model": "revbifpn_s0"}, "*Not measured anew: benchmarks/engine_cost.json has no 'seconds'."),
     ],
     ids=["no file", "another environment", "another content"],
