@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from revbifpn.models.blocks import ConvNormAct, MBConv
+from revbifpn.models.blocks import ConvNormAct, MBConv, UpEdge
 from revbifpn.reversible.additive import AdditiveLayer
 from revbifpn.reversible.forms import is_unusual
 
@@ -64,7 +65,7 @@ def fuse(model: Model, inplace: bool = False) -> Model:
         fused.get_submodule(parent)._modules[child] = made
     for module in fused.modules():
         if isinstance(module, AdditiveLayer):
-            module.in_place = True
+            module.in_place = all(isinstance(coupling.edge, _Fused | UpEdge) for coupling in module.couplings())
     return fused
 
 
@@ -101,7 +102,7 @@ def _check(name: str, block: ConvNormAct | MBConv) -> None:
 
 
 class _Fused(nn.Sequential):
-    """Base class of fused blocks."""
+    """Base class of fused blocks. Hooks of a block run, those of its parts do not: calling modules is a good part of the time."""
 
     def _refuse_training(self) -> None:
         if self.training:
@@ -115,60 +116,126 @@ class FusedConv(_Fused):
     """A convolution with bias and its activation: :class:`.ConvNormAct` with the norm folded in; same shapes."""
 
     def __init__(self, unit: ConvNormAct) -> None:
-        parts = dict(unit.named_children())
-        self_parts: OrderedDict[str, nn.Module] = OrderedDict(conv=_fold(parts["conv"], parts["norm"]))
-        if "act" in parts:
-            self_parts["act"] = parts["act"]
-        super().__init__(self_parts)
-        self.pointwise = _is_pointwise(self.conv)
+        old = dict(unit.named_children())
+        conv = fuse_conv_bn_eval(old["conv"], old["norm"])
+        parts: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+        if "act" in old:
+            parts["act"] = old["act"]
+        super().__init__(parts)
+        self.weights = conv._parameters  # the dictionary itself: looking modules up costs as much as a small operator
+        self.geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        self.pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+        self.hardswish = type(parts.get("act")) is nn.Hardswish
+        self._packed: _Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self._refuse_training()
-        y = _pointwise(self.conv, x) if self.pointwise and _computes_matrices(x) else self.conv(x)
-        act = self._modules.get("act")
-        if act is None:
+        return self.run(x, fast_for(x))
+
+    def run(self, x: Tensor, fast: bool) -> Tensor:
+        """The convolution and its activation; ``fast`` is what :func:`fast_for` says of ``x``."""
+        weight, bias = self.weights["weight"], self.weights["bias"]
+        if fast and self.pointwise and x.stride(1) == 1:
+            y = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        elif fast and weight.dtype == x.dtype == torch.float32 and (self.hardswish or len(self) == 1):
+            if self._packed is None or not self._packed.is_of(weight):
+                self._packed = _Packed(weight, self.geometry)
+            kind = "hardswish" if self.hardswish else "none"
+            return _onednn()._convolution_pointwise(x, self._packed.weight, bias, *self.geometry, kind, [], "")
+        else:
+            y = self.conv(x)
+        if len(self) == 1:
             return y
-        return F.hardswish(y, inplace=True) if type(act) is nn.Hardswish else act(y)
+        return F.hardswish(y, inplace=True) if self.hardswish else self.act(y)
+
+    def add_to(self, x: Tensor, target: Tensor, fast: bool) -> None:
+        """``target += self(x)``; the product of matrices adds by itself, so only the bias takes a pass of its own."""
+        rows = target.permute(0, 2, 3, 1)
+        if not (fast and self.pointwise and len(self) == 1 and x.stride(1) == 1 and rows.is_contiguous()):
+            target.add_(self.run(x, fast))
+            return
+        weight, bias = self.weights["weight"], self.weights["bias"]
+        rows.add_(bias).view(-1, rows.shape[3]).addmm_(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), weight.flatten(1).t())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # it can be neither copied nor saved, and is made again
+
+
+class FusedSqueezeExcite(_Fused):
+    """timm's ``SqueezeExcite``, in the memory of its input, by matrices."""
+
+    def __init__(self, se: SqueezeExcite) -> None:
+        super().__init__(OrderedDict(fc1=se.fc1, act=se.act, fc2=se.fc2, gate=se.gate))
+        self.weights = se.fc1._parameters, se.fc2._parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._refuse_training()
+        return self.run(x.clone(), False)
+
+    def run(self, x: Tensor, fast: bool) -> Tensor:
+        """``x * gate(x)``, written over ``x``."""
+        first, second = self.weights
+        parts = self._modules
+        pooled = x.mean((2, 3))
+        hidden = parts["act"](F.linear(pooled, first["weight"].flatten(1), first["bias"]))
+        gate = parts["gate"](F.linear(hidden, second["weight"].flatten(1), second["bias"]))
+        return x.mul_(gate[:, :, None, None])
 
 
 class FusedMBConv(_Fused):
     """:class:`.MBConv` with its norms folded in; same shapes."""
 
     def __init__(self, block: MBConv) -> None:
-        parts = OrderedDict(
-            (name, FusedConv(part) if isinstance(part, ConvNormAct) else part)
-            for name, part in block.named_children()
-            if not isinstance(part, DropPath)  # nothing is dropped in inference
-        )
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        for name, part in block.named_children():
+            if isinstance(part, ConvNormAct):
+                parts[name] = FusedConv(part)
+            elif isinstance(part, SqueezeExcite):
+                parts[name] = FusedSqueezeExcite(part)
+            # else stochastic depth, which does nothing in inference
         super().__init__(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         self._refuse_training()
+        fast = fast_for(x)
         for part in self._modules.values():
-            x = _squeeze_excite(part, x) if type(part) is SqueezeExcite else part(x)
+            x = part.run(x, fast)
         return x
 
-
-def _squeeze_excite(se: SqueezeExcite, x: Tensor) -> Tensor:
-    """Squeeze-excite in the memory of ``x``, by matrices: 1x1 convolutions of one pixel cost more time to call."""
-    hidden = se.act(F.linear(x.mean((2, 3)), se.fc1.weight.flatten(1), se.fc1.bias))
-    gate = se.gate(F.linear(hidden, se.fc2.weight.flatten(1), se.fc2.bias))
-    return x.mul_(gate[:, :, None, None])
-
-
-def _fold(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    return fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var]
+    def add_to(self, x: Tensor, target: Tensor) -> None:
+        """``target += self(x)``, where nothing takes a gradient."""
+        self._refuse_training()
+        fast = fast_for(x)
+        *parts, project = self._modules.values()
+        for part in parts:
+            x = part.run(x, fast)
+        project.add_to(x, target, fast)
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+class _Packed:
+    """A weight in the blocked layout of oneDNN, which else would bring it into that layout in every call."""
+
+    def __init__(self, weight: Tensor, geometry: tuple[list[int], list[int], list[int], int]) -> None:
+        self.key = weight.data_ptr(), weight._version
+        self.weight = _onednn()._reorder_convolution_weight(weight.detach(), *geometry, None)
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is still what was packed."""
+        return self.key == (weight.data_ptr(), weight._version)
 
 
-def _computes_matrices(x: Tensor) -> bool:
-    """Whether a pointwise convolution of ``x`` had better be a product of matrices; an export keeps the convolution."""
+def _onednn() -> Any:
+    return torch.ops.mkldnn
+
+
+@cache
+def _has_onednn() -> bool:
+    """Whether torch's operators for frozen graphs are there, with kernels for this processor."""
+    there = all(hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
+    return there and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def fast_for(x: Tensor) -> bool:
+    """Whether ``x`` may take operators that only an eager run on a CPU knows and that have no derivative."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and x.device.type == "cpu" and x.stride(1) == 1
-
-
-def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    return not traced and x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu") and _has_onednn()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from revbifpn.reversible.additive import AdditiveLayer
 from revbifpn.reversible.exact import (
     DEFAULT_BITS,
     ExactMonitor,
@@ -194,9 +195,14 @@ class _Plain:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.owned = False  # whether the streams that come next are new
 
     def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        return layer.transform(streams, self.setting)
+        if not isinstance(layer, AdditiveLayer):
+            return layer.transform(streams, self.setting)
+        outputs = layer.transform(streams, self.setting, self.owned)
+        self.owned |= layer.in_place and not any(output is stream for output in outputs for stream in streams)
+        return outputs
 
 
 def set_reversible(model: nn.Module, reversible: bool = True) -> nn.Module:
