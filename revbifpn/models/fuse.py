@@ -10,16 +10,18 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, SqueezeExcite
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from revbifpn.models.blocks import ConvNormAct, MBConv, UpEdge
+from revbifpn.models.pyramid import RevBiFPNPyramid
+from revbifpn.reversible import kernels
 from revbifpn.reversible.additive import AdditiveLayer
 from revbifpn.reversible.forms import is_unusual
 
@@ -56,6 +58,9 @@ def fuse(model: Model, inplace: bool = False) -> Model:
     if not blocks and not any(isinstance(module, _Fused) for module in model.modules()):
         raise ValueError(f"fuse: {type(model).__name__} contains no blocks of RevBiFPN, so there is nothing to fuse")
     fused = model if inplace else copy.deepcopy(model)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in fused.named_modules():
+        module.training = modes[name]  # a copy of a torch.fx graph begins in training mode
     for name, block in list(_blocks(fused)):
         made = FusedMBConv(block) if isinstance(block, MBConv) else FusedConv(block)
         made.requires_grad_(False).eval()
@@ -66,6 +71,8 @@ def fuse(model: Model, inplace: bool = False) -> Model:
     for module in fused.modules():
         if isinstance(module, AdditiveLayer):
             module.in_place = all(isinstance(coupling.edge, _Fused | UpEdge) for coupling in module.couplings())
+        if isinstance(module, AdditiveLayer | RevBiFPNPyramid):
+            module.forget_edges()
     return fused
 
 
@@ -98,7 +105,9 @@ def _check(name: str, block: ConvNormAct | MBConv) -> None:
                 f"{where} is not a convolution and a batch norm any more, but {', '.join(type(p).__name__ for p in unit)}"
             )
         if norm.running_mean is None or norm.running_var is None:
-            raise ValueError(f"{where} has a norm without running statistics (track_running_stats=False), which cannot be folded")
+            raise ValueError(
+                f"{where} has a norm without running statistics (track_running_stats=False), which cannot be folded"
+            )
 
 
 class _Fused(nn.Sequential):
@@ -107,8 +116,8 @@ class _Fused(nn.Sequential):
     def _refuse_training(self) -> None:
         if self.training:
             raise RuntimeError(
-                "this model was made by revbifpn.fuse for inference and cannot run in training mode, since its norms are folded "
-                "into its convolutions: train the model that it was made from, or call eval() on this one"
+                "this model was made by revbifpn.fuse for inference and cannot run in training mode, since its norms are "
+                "folded into its convolutions: train the model that it was made from, or call eval() on this one"
             )
 
 
@@ -125,7 +134,7 @@ class FusedConv(_Fused):
         self.weights = conv._parameters  # the dictionary itself: looking modules up costs as much as a small operator
         self.geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         self.pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
-        self.hardswish = type(parts.get("act")) is nn.Hardswish
+        self.kind = {type(None): "none", nn.Hardswish: "hardswish"}.get(type(parts.get("act")), "")  # oneDNN's name of it
         self._packed: _Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,16 +146,14 @@ class FusedConv(_Fused):
         weight, bias = self.weights["weight"], self.weights["bias"]
         if fast and self.pointwise and x.stride(1) == 1:
             y = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        elif fast and weight.dtype == x.dtype == torch.float32 and (self.hardswish or len(self) == 1):
+        elif fast and weight.dtype == x.dtype == torch.float32 and not weight.requires_grad and self.kind:
             if self._packed is None or not self._packed.is_of(weight):
                 self._packed = _Packed(weight, self.geometry)
-            kind = "hardswish" if self.hardswish else "none"
-            return _onednn()._convolution_pointwise(x, self._packed.weight, bias, *self.geometry, kind, [], "")
+            y = _onednn()._convolution_pointwise(x, self._packed.weight, bias, *self.geometry, self.kind, [], "")
+            return cast(Tensor, y)
         else:
             y = self.conv(x)
-        if len(self) == 1:
-            return y
-        return F.hardswish(y, inplace=True) if self.hardswish else self.act(y)
+        return _activate(self._modules.get("act"), y)
 
     def add_to(self, x: Tensor, target: Tensor, fast: bool) -> None:
         """``target += self(x)``; the product of matrices adds by itself, so only the bias takes a pass of its own."""
@@ -175,10 +182,8 @@ class FusedSqueezeExcite(_Fused):
     def run(self, x: Tensor, fast: bool) -> Tensor:
         """``x * gate(x)``, written over ``x``."""
         first, second = self.weights
-        parts = self._modules
-        pooled = x.mean((2, 3))
-        hidden = parts["act"](F.linear(pooled, first["weight"].flatten(1), first["bias"]))
-        gate = parts["gate"](F.linear(hidden, second["weight"].flatten(1), second["bias"]))
+        hidden = _activate(self._modules["act"], F.linear(x.mean((2, 3)), first["weight"].flatten(1), first["bias"]))
+        gate = _activate(self._modules["gate"], F.linear(hidden, second["weight"].flatten(1), second["bias"]))
         return x.mul_(gate[:, :, None, None])
 
 
@@ -212,16 +217,26 @@ class FusedMBConv(_Fused):
         project.add_to(x, target, fast)
 
 
+def _activate(act: nn.Module | None, y: Tensor) -> Tensor:
+    """``act(y)``, in the memory of ``y`` where that is known to be right."""
+    known = kernels.activation(act)
+    return known.apply_(y) if known is not None else act(y)  # type: ignore[misc]  # None is known
+
+
 class _Packed:
     """A weight in the blocked layout of oneDNN, which else would bring it into that layout in every call."""
 
     def __init__(self, weight: Tensor, geometry: tuple[list[int], list[int], list[int], int]) -> None:
-        self.key = weight.data_ptr(), weight._version
+        self.key = self._key(weight)
         self.weight = _onednn()._reorder_convolution_weight(weight.detach(), *geometry, None)
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether ``weight`` is still what was packed."""
-        return self.key == (weight.data_ptr(), weight._version)
+        return self.key == self._key(weight)
+
+    @staticmethod
+    def _key(weight: Tensor) -> tuple[int, int]:
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _onednn() -> Any:
@@ -237,5 +252,6 @@ def _has_onednn() -> bool:
 
 def fast_for(x: Tensor) -> bool:
     """Whether ``x`` may take operators that only an eager run on a CPU knows and that have no derivative."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu") and _has_onednn()
+    if type(x) is not Tensor or x.device.type != "cpu" or x.requires_grad or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and _has_onednn()

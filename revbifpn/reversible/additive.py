@@ -48,6 +48,10 @@ class AdditiveLayer(ReversibleLayer):
         """The plan for the layer as it is now."""
         return self._planned.get(lambda: Plan(self.wiring()), lambda plan: plan.structure)
 
+    def forget_edges(self) -> None:
+        """Make the next plan anew; to be called where edges were replaced."""
+        self._planned = Planned()
+
     def is_lean(self) -> bool:
         return self.plan().lean
 
@@ -56,8 +60,8 @@ class AdditiveLayer(ReversibleLayer):
 
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
             if source.requires_grad:
-                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. No `view_as`: that
-                # gives one sample's tensor strides with which it does not count as channels_last any more.
+                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. Not by
+                # `view_as`: of a single sample that gives strides that do not count as channels_last any more.
                 source = torch.ops.aten.alias.default(source)
             value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
