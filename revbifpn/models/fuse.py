@@ -1,14 +1,14 @@
 """Models for inference: every batch norm folded into its convolution.
 
-In eval mode a batch norm is a fixed affine map of each channel, so ``norm(conv(x))`` is one convolution with another weight and
-a bias. Beside that, fused blocks work in their own memory, and the layers between them add to their streams in place.
+In eval mode a batch norm is a fixed affine map of each channel, so ``norm(conv(x))`` is one convolution with another weight
+and a bias. Beside that, fused blocks work in their own memory, and the layers between them add to their streams in place.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -61,9 +61,11 @@ def fuse(model: Model, inplace: bool = False) -> Model:
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in fused.named_modules():
         module.training = modes[name]  # a copy of a torch.fx graph begins in training mode
+    found: dict[nn.Module, _Fused] = {}  # blocks that are there twice stay one
     for name, block in list(_blocks(fused)):
-        made = FusedMBConv(block) if isinstance(block, MBConv) else FusedConv(block)
-        made.requires_grad_(False).eval()
+        if block not in found:
+            found[block] = FusedMBConv(block) if isinstance(block, MBConv) else FusedConv(block)
+        made = found[block].requires_grad_(False).eval()
         if not name:
             return made  # type: ignore[return-value]  # the model is a block
         parent, _, child = name.rpartition(".")
@@ -81,8 +83,9 @@ def _blocks(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, ConvNormA
     if isinstance(model, ConvNormAct | MBConv):
         yield prefix, model
         return
-    for name, child in model.named_children():
-        yield from _blocks(child, f"{prefix}.{name}" if prefix else name)
+    for name, child in model._modules.items():
+        if child is not None:
+            yield from _blocks(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _check(name: str, block: ConvNormAct | MBConv) -> None:
@@ -111,7 +114,7 @@ def _check(name: str, block: ConvNormAct | MBConv) -> None:
 
 
 class _Fused(nn.Sequential):
-    """Base class of fused blocks. Hooks of a block run, those of its parts do not: calling modules is a good part of the time."""
+    """Base class of fused blocks. Hooks of a block run, those of its parts do not: calling modules takes much of the time."""
 
     def _refuse_training(self) -> None:
         if self.training:
@@ -126,15 +129,18 @@ class FusedConv(_Fused):
 
     def __init__(self, unit: ConvNormAct) -> None:
         old = dict(unit.named_children())
-        conv = fuse_conv_bn_eval(old["conv"], old["norm"])
+        conv = fuse_conv_bn_eval(cast(nn.Conv2d, old["conv"]), cast(_BatchNorm, old["norm"]))
         parts: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
-        if "act" in old:
-            parts["act"] = old["act"]
+        act = old.get("act")
+        if act is not None:
+            parts["act"] = act
         super().__init__(parts)
-        self.weights = conv._parameters  # the dictionary itself: looking modules up costs as much as a small operator
-        self.geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        # In a tuple beside the module's own entries: to look those up costs as much as a small operator.
+        self._parts = conv, act
+        padding = [int(pad) for pad in conv.padding]
+        self.geometry = padding, list(conv.stride), list(conv.dilation), conv.groups
         self.pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
-        self.kind = {type(None): "none", nn.Hardswish: "hardswish"}.get(type(parts.get("act")), "")  # oneDNN's name of it
+        self.kind = {type(None): "none", nn.Hardswish: "hardswish"}.get(type(act), "")  # oneDNN's name of it
         self._packed: _Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,25 +149,27 @@ class FusedConv(_Fused):
 
     def run(self, x: Tensor, fast: bool) -> Tensor:
         """The convolution and its activation; ``fast`` is what :func:`fast_for` says of ``x``."""
-        weight, bias = self.weights["weight"], self.weights["bias"]
+        conv, act = self._parts
+        weight, bias = _parameters(conv)
         if fast and self.pointwise and x.stride(1) == 1:
             y = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         elif fast and weight.dtype == x.dtype == torch.float32 and not weight.requires_grad and self.kind:
             if self._packed is None or not self._packed.is_of(weight):
-                self._packed = _Packed(weight, self.geometry)
-            y = _onednn()._convolution_pointwise(x, self._packed.weight, bias, *self.geometry, self.kind, [], "")
-            return cast(Tensor, y)
+                self._packed = _Packed(weight, *self.geometry)
+            fused: Tensor = _onednn()._convolution_pointwise(x, self._packed.weight, bias, *self.geometry, self.kind, [], "")
+            return fused
         else:
-            y = self.conv(x)
-        return _activate(self._modules.get("act"), y)
+            y = conv(x)
+        return _activate(act, y)
 
     def add_to(self, x: Tensor, target: Tensor, fast: bool) -> None:
         """``target += self(x)``; the product of matrices adds by itself, so only the bias takes a pass of its own."""
+        conv, act = self._parts
         rows = target.permute(0, 2, 3, 1)
-        if not (fast and self.pointwise and len(self) == 1 and x.stride(1) == 1 and rows.is_contiguous()):
+        if not (fast and self.pointwise and act is None and x.stride(1) == 1 and rows.is_contiguous()):
             target.add_(self.run(x, fast))
             return
-        weight, bias = self.weights["weight"], self.weights["bias"]
+        weight, bias = _parameters(conv)
         rows.add_(bias).view(-1, rows.shape[3]).addmm_(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), weight.flatten(1).t())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,7 +181,7 @@ class FusedSqueezeExcite(_Fused):
 
     def __init__(self, se: SqueezeExcite) -> None:
         super().__init__(OrderedDict(fc1=se.fc1, act=se.act, fc2=se.fc2, gate=se.gate))
-        self.weights = se.fc1._parameters, se.fc2._parameters
+        self._parts = tuple(self.children())
 
     def forward(self, x: Tensor) -> Tensor:
         self._refuse_training()
@@ -181,10 +189,11 @@ class FusedSqueezeExcite(_Fused):
 
     def run(self, x: Tensor, fast: bool) -> Tensor:
         """``x * gate(x)``, written over ``x``."""
-        first, second = self.weights
-        hidden = _activate(self._modules["act"], F.linear(x.mean((2, 3)), first["weight"].flatten(1), first["bias"]))
-        gate = _activate(self._modules["gate"], F.linear(hidden, second["weight"].flatten(1), second["bias"]))
-        return x.mul_(gate[:, :, None, None])
+        reduce, act, expand, gate = self._parts
+        weight, bias = _parameters(reduce)
+        hidden = _activate(act, F.linear(x.mean((2, 3)), weight.flatten(1), bias))
+        weight, bias = _parameters(expand)
+        return x.mul_(_activate(gate, F.linear(hidden, weight.flatten(1), bias))[:, :, None, None])
 
 
 class FusedMBConv(_Fused):
@@ -199,22 +208,29 @@ class FusedMBConv(_Fused):
                 parts[name] = FusedSqueezeExcite(part)
             # else stochastic depth, which does nothing in inference
         super().__init__(parts)
+        *before, project = parts.values()
+        self._parts = cast(list[FusedConv | FusedSqueezeExcite], before), cast(FusedConv, project)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._refuse_training()
-        fast = fast_for(x)
-        for part in self._modules.values():
-            x = part.run(x, fast)
-        return x
+        before, project = self._parts
+        return project.run(self._run_all(before, x), fast_for(x))
 
     def add_to(self, x: Tensor, target: Tensor) -> None:
         """``target += self(x)``, where nothing takes a gradient."""
+        before, project = self._parts
+        project.add_to(self._run_all(before, x), target, fast_for(x))
+
+    def _run_all(self, parts: Sequence[FusedConv | FusedSqueezeExcite], x: Tensor) -> Tensor:
         self._refuse_training()
         fast = fast_for(x)
-        *parts, project = self._modules.values()
         for part in parts:
             x = part.run(x, fast)
-        project.add_to(x, target, fast)
+        return x
+
+
+def _parameters(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias."""
+    return conv._parameters["weight"], conv._parameters["bias"]  # type: ignore[return-value]
 
 
 def _activate(act: nn.Module | None, y: Tensor) -> Tensor:
@@ -226,9 +242,10 @@ def _activate(act: nn.Module | None, y: Tensor) -> Tensor:
 class _Packed:
     """A weight in the blocked layout of oneDNN, which else would bring it into that layout in every call."""
 
-    def __init__(self, weight: Tensor, geometry: tuple[list[int], list[int], list[int], int]) -> None:
+    def __init__(self, weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int) -> None:
+        self.source = weight.detach()  # its memory cannot become another weight's as long as it is held here
         self.key = self._key(weight)
-        self.weight = _onednn()._reorder_convolution_weight(weight.detach(), *geometry, None)
+        self.weight = _onednn()._reorder_convolution_weight(self.source, padding, stride, dilation, groups, None)
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether ``weight`` is still what was packed."""
@@ -240,13 +257,14 @@ class _Packed:
 
 
 def _onednn() -> Any:
+    """The operators that torch's compiler puts into frozen graphs."""
     return torch.ops.mkldnn
 
 
 @cache
 def _has_onednn() -> bool:
-    """Whether torch's operators for frozen graphs are there, with kernels for this processor."""
-    there = all(hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
+    """Whether these operators are there, with kernels for this processor."""
+    there = all(hasattr(_onednn(), name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
     return there and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def transform(
         source, target = _present(parts[coupling.source]), parts[coupling.target]
         with _named(name, coupling, source):
             if coupling.target in mine and bits is None and hasattr(coupling.edge, "add_to") and not is_unusual(coupling.edge):
-                coupling.edge.add_to(source, target)
+                cast(Any, coupling.edge).add_to(source, target)
                 continue
             value = value_of(index, coupling, source)
         if target is not None:

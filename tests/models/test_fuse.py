@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
-import revbifpn
 from revbifpn import RevBiFPN, RevBiFPNPyramid, RevBlock, ReversibleSequential, fuse, set_exact
 from revbifpn.models.blocks import ConvNormAct, MBConv, UpEdge
 from tests.oracle import image
@@ -50,13 +50,17 @@ def flat(outputs: Tensor | list[Tensor] | tuple[Tensor, ...] | dict[str, Tensor]
 def assert_equal(ours: nn.Module, theirs: nn.Module, x: Tensor, tolerance: float) -> None:
     """Equal outputs, by ``tolerance`` of each one's largest value."""
     for a, b in zip(flat(ours(x)), flat(theirs(x)), strict=True):
-        assert float(b.abs().max()) > 1e-3
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
+        assert float(b.detach().abs().max()) > 1e-3
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.detach().abs().max()))
+
+
+def images(batch: int, model: nn.Module) -> Tensor:
+    return image(batch, 64, 96).repeat(1, 2, 1, 1)[:, : getattr(model, "in_chans", 3)]
 
 
 MODELS = {
     "classifier": lambda: RevBiFPN("s0", num_classes=10),
-    "four channels": lambda: RevBiFPN("s0", num_classes=10, in_chans=3, drop_path_rate=0.1),
+    "four channels": lambda: RevBiFPN("s0", num_classes=10, in_chans=4, drop_path_rate=0.1),
     "pyramid": lambda: RevBiFPNPyramid("s0"),
     "stored": lambda: RevBiFPN("s0", num_classes=10, reversible=False),
     "contiguous": lambda: RevBiFPN("s0", num_classes=10, memory_format="contiguous"),
@@ -71,7 +75,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("grad", [False, True])
 def test_it_computes_what_the_model_does(name: str, grad: bool) -> None:
-    """float32: a thousand additions in another order; float64 the same, 1e-9 of it."""
+    """A thousand additions in another order: 1e-4 in float32, and in float64 1e-12."""
     torch.manual_seed(0)
     model = trained(MODELS[name]())
     before = copy.deepcopy(model.state_dict())
@@ -79,11 +83,11 @@ def test_it_computes_what_the_model_does(name: str, grad: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
     with torch.set_grad_enabled(grad):
         for batch, memory_format in ((1, FORMATS[0]), (3, FORMATS[0]), (2, FORMATS[1])):
-            x = image(batch, 64, 96).contiguous(memory_format=memory_format)
+            x = images(batch, model).contiguous(memory_format=memory_format)
             kept = x.clone()
             assert_equal(fused, model, x, 1e-4)
             assert torch.equal(x, kept)
-        assert_equal(fuse(model.double()), model, image(2, 64, 96).double(), 1e-12)
+        assert_equal(fuse(model.double()), model, images(2, model).double(), 1e-12)
 
 
 def test_no_norm_of_the_blocks_is_left() -> None:
@@ -176,7 +180,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_training_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"fuse: block body\.1\..* is in training mode, .*: call model\.eval\(\) first"):
+    with pytest.raises(ValueError, match=r"fuse: block 'body\.1\..*' is in training mode, .*: call model\.eval\(\) first"):
         fuse(RevBiFPN("s0"))
     fused = fuse(trained(RevBiFPN("s0"))).train()
     for grad in (True, False):
@@ -191,7 +195,7 @@ def _no_statistics(model: nn.Module) -> None:
 
 
 def _other_norm(model: nn.Module) -> None:
-    model.neck[0].project.norm = nn.GroupNorm(2, 48)
+    model.neck[0].project.norm = nn.GroupNorm(2, 48).eval()
 
 
 @pytest.mark.parametrize(
@@ -206,9 +210,9 @@ def _other_norm(model: nn.Module) -> None:
 def test_what_cannot_be_fused_is_named(change: Callable[[nn.Module], object], message: str) -> None:
     model = trained(RevBiFPNPyramid("s0"))
     change(model)
-    with pytest.raises(ValueError, match=rf"^fuse: block neck\.0 {message}"):
+    with pytest.raises(ValueError, match=rf"^fuse: block 'neck\.0' {message}"):
         fuse(model, inplace=True)
-    assert sum(isinstance(module, MBConv) for module in model.modules()) > 100 - 1  # nothing was changed
+    assert isinstance(model.body[1].chains[0][0].f, MBConv)  # nothing was changed
 
 
 def test_a_model_without_blocks_is_refused() -> None:
@@ -222,7 +226,8 @@ def test_edges_of_others_are_left_as_they_are() -> None:
     model = trained(ReversibleSequential(layer, layer))
     fused, x = fuse(model), torch.randn(2, 8, 8, 8)
     with torch.no_grad():
-        assert_equal(nn.ModuleList([fused])[0], model, x, 1e-5)
+        assert_equal(fused, model, x, 1e-5)
+    assert not fused[0].in_place
 
 
 def test_copies_and_files() -> None:
@@ -256,7 +261,7 @@ def test_inference_mode_from_the_beginning() -> None:
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = trained(RevBiFPN("s0", num_classes=10))
-    monkeypatch.setattr(revbifpn.models.fuse, "_has_onednn", lambda: False)
+    monkeypatch.setattr(sys.modules[fuse.__module__], "_has_onednn", lambda: False)
     with torch.no_grad():
         assert_equal(fuse(model), model, image(2, 64, 64), 1e-4)
 
