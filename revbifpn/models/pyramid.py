@@ -16,7 +16,7 @@ from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_publ
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
 from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
 from revbifpn.reversible.exact import DEFAULT_BITS
-from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, in_format
+from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in, in_format
 from revbifpn.reversible.sequential import Exact
 from revbifpn.reversible.streams import Streams, memory_format_of
 
@@ -58,6 +58,13 @@ class Body(ReversibleSequential):
             )
         outputs = super().forward(repeat_channels(image, self.slots), readout=readout)
         return outputs if readout is not None else tuple(in_format(stream, memory_format_of(image)) for stream in outputs)
+
+    def inverse(self, *streams: Tensor) -> Streams:
+        came_in = memory_format_of(streams[0])
+        # In exact mode edges return the same bits only in the format that they ran in.
+        memory_format = format_to_compute_in(cast(SpaceToDepth, self[0]).memory_format, streams[0])
+        images = super().inverse(*(in_format(stream, memory_format) for stream in streams))
+        return tuple(in_format(image, came_in) for image in images)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)
