@@ -12,15 +12,15 @@ help: ## list the commands
 
 setup: $(READY) ## create .venv with torch, the detection stack and this project
 
-$(READY): tools/setup.sh requirements/constraints.txt pyproject.toml
+$(READY): tools/setup.sh requirements/constraints.txt requirements/openmmlab.txt pyproject.toml
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	@touch $@
 
-demo: $(READY) ## make a small data set, train a Mask R-CNN on it, evaluate, draw predictions (about 15 minutes on 2 cores)
+demo: $(READY) ## make a small data set, train a Mask R-CNN on it, evaluate, draw predictions and memory (about 15 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
-test: $(READY) lint ## format check, lint, types, and all tests
-	$(BIN)/python -m pytest
+test: $(READY) lint ## format check, lint, types, and all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=20
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -16,16 +16,17 @@ import dataclasses
 import json
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import describe, environment, median_and_spread, time_side_by_side
+from benchmarks.common import describe, environment, median_and_spread, table, time_side_by_side
 from revbifpn import RevBiFPN, ReversalPrecisionWarning, set_exact, set_reversible
 from revbifpn.models import VARIANTS
+from revbifpn.models.variants import STRIDES
 
 DEPTHS = (3, 5, 10, 20, 50, 100)
 
@@ -136,48 +137,66 @@ def plot(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def growth_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Errors of the gradients, a column for each depth."""
+    errors: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        errors.setdefault((row["mode"], row["precision"]), {})[row["depth"]] = row["gradient_error"]
+    depths = sorted({depth for by_depth in errors.values() for depth in by_depth})
+    lines = [
+        [", ".join(setting), *(f"{by_depth[depth]:.1e}" if by_depth[depth] else "0" for depth in depths)]
+        for setting, by_depth in errors.items()
+    ]
+    return table(["relative error of the gradients at ... RevSilos", *map(str, depths)], lines)
+
+
+def cost_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Times of a step in the three modes."""
+    lines = []
+    for row in rows:
+        seconds = row["seconds"]
+        ratio = statistics.median(seconds["exact"]) / statistics.median(seconds["reversible"])
+        times = [median_and_spread(seconds[mode]) for mode in ("stored", "reversible", "exact")]
+        lines.append([row["model"], f"{row['batch']}, {row['image_size']}", row["precision"], *times, f"{ratio:.2f}"])
+    header = ["model", "batch, image", "precision", "stored, s", "reversible, s", "exact, s", "exact against reversible"]
+    return table(header, lines)
+
+
+def forward_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What the grid does to the levels."""
+    lines = [
+        [row["model"], bits, *(f"{error:.1e}" for error in errors)]
+        for row in rows
+        for bits, errors in row["level_errors_by_bits"].items()
+    ]
+    return table(["model", "exact_bits", *(f"change at stride {stride}" for stride in STRIDES)], lines)
+
+
 def measure_growth(quick: bool, device: str) -> list[dict[str, Any]]:
-    """Error growth, printed as a table."""
+    """Error growth."""
     rows = []
-    print("\n| RevSilos | mode | precision | rebuilt input, error | gradients, error |\n|---|---|---|---|---|")
     for depth in DEPTHS[:2] if quick else DEPTHS:
         for exact in (False, True):
             for bf16 in (False, True):
                 row = error_growth(depth, exact, bf16, device)
                 rows.append(row)
-                values = [row["depth"], row["mode"], row["precision"]]
-                errors = [f"{row[key]:.1e}" for key in ("rebuilt_input_error", "gradient_error")]
-                print("| " + " | ".join(map(str, [*values, *errors])) + " |", flush=True)
+                print(f"{depth} RevSilos, {row['mode']}, {row['precision']}: {row['gradient_error']:.1e}", flush=True)
     return rows
 
 
 def measure_cost(quick: bool, device: str, repeats: int) -> list[dict[str, Any]]:
-    """Cost in time, printed as a table."""
+    """Cost in time."""
     rows = []
-    print("\n| model | batch, size | precision | stored, s | reversible, s | exact, s | exact / reversible |")
-    print("|---|---|---|---|---|---|---|")
     for name in ("s0",) if quick else ("s0", "s1", "s3"):
         for bf16 in (False, True):
-            row = cost(name, 4, 64 if quick else 192, repeats, bf16, device)
-            rows.append(row)
-            seconds = row["seconds"]
-            ratio = statistics.median(seconds["exact"]) / statistics.median(seconds["reversible"])
-            cells = [row["model"], f"4, {row['image_size']}", row["precision"]]
-            cells += [median_and_spread(seconds[mode]) for mode in ("stored", "reversible", "exact")]
-            print("| " + " | ".join([*cells, f"{ratio:.2f}"]) + " |", flush=True)
+            rows.append(cost(name, 4, 64 if quick else 192, repeats, bf16, device))
+            print(f"cost of revbifpn_{name}, {rows[-1]['precision']}: done", flush=True)
     return rows
 
 
 def measure_forward(quick: bool, device: str) -> list[dict[str, Any]]:
-    """Change of the forward values, printed as a table."""
-    rows = []
-    print("\n| model | bits | change of levels 0 to 3 |\n|---|---|---|")
-    for name in ("s0",) if quick else ("s0", "s3"):
-        row = forward_change(name, device)
-        rows.append(row)
-        for bits, errors in row["level_errors_by_bits"].items():
-            print(f"| {row['model']} | {bits} | {', '.join(f'{error:.1e}' for error in errors)} |", flush=True)
-    return rows
+    """Change of the forward values."""
+    return [forward_change(name, device) for name in (("s0",) if quick else ("s0", "s3"))]
 
 
 def main() -> None:
@@ -205,6 +224,9 @@ def main() -> None:
         result["forward"] = {"environment": env, "rows": measure_forward(args.quick, device)}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    for part, as_table in (("growth", growth_table), ("cost", cost_table), ("forward", forward_table)):
+        if part in args.parts:
+            print(f"\n{as_table(result[part]['rows'])}")
 
 
 if __name__ == "__main__":

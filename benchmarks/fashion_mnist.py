@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.common import describe, environment
+from benchmarks.common import describe, environment, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/fashion_mnist.json"
@@ -180,6 +181,32 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def as_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The settings' results in Markdown."""
+    lines = []
+    for name, run in runs.items():
+        top1 = " / ".join(f"{value:.2f}" for value in run["top1"])
+        network = name if name == run["model"] else f"{run['model']}, {name}"
+        lines.append([network, f"{run['parameters']:,}", run["steps"], top1, f"{run['val_loss'][-1]:.4f}"])
+    return table(["network, mode", "parameters", "steps", "top-1 after each epoch, %", "validation loss at the end"], lines)
+
+
+def agreement_text(agreement: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the pairs agree, a sentence each."""
+    sentences = []
+    for pair, found in agreement.items():
+        if found["same_losses_bit_for_bit"] and found["same_weights_bit_for_bit"] and found["same_ema_weights_bit_for_bit"]:
+            how = "are one training: all losses, the weights and the EMA weights are equal bit for bit"
+        else:
+            how = (
+                f"differ from step {found['first_step_that_differs']} on: their losses by at most "
+                f"{found['max_loss_difference_in_the_first_10_steps']:.0e} in the first 10 steps, and over the whole training "
+                f"by {found['mean_loss_difference']:.3f} on average and {found['max_loss_difference']:.3f} at most"
+            )
+        sentences.append(f"- *{pair[0].upper()}{pair[1:]}* {how}.")
+    return "\n".join(sentences)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -215,12 +242,8 @@ def main() -> None:
     args.json.write_text(json.dumps(result, indent=1) + "\n")
 
     print(describe(env))
-    print("| network, mode | parameters | steps | top-1 after each epoch, % | validation loss |\n|---|---|---|---|---|")
-    for name, run in runs.items():
-        top1 = " / ".join(f"{value:.2f}" for value in run["top1"])
-        network = name if name == run["model"] else f"{run['model']}, {name}"
-        print(f"| {network} | {run['parameters']:,} | {run['steps']} | {top1} | {run['val_loss'][-1]:.4f} |")
-    print(json.dumps(agreement, indent=1))
+    print(as_table(runs))
+    print(agreement_text(agreement))
 
 
 if __name__ == "__main__":

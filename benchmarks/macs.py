@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from benchmarks.common import table
 from revbifpn.models import VARIANTS, RevBiFPN, Variant
 
 #: Counted by running the published architecture at each variant's image size.
@@ -63,12 +65,17 @@ def count_macs(variant: Variant, published_rules: bool = False) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def as_table(rows: Iterable[Mapping[str, str | int]]) -> str:
+    """The counts in Markdown."""
+    header = ["model", "image", "MACs, torch's rules", "MACs, published rules", "published"]
+    return table(header, ([f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the table here too")
     args = parser.parse_args()
     rows = []
-    print("| model | image | MACs, torch's rules | MACs, published rules | published |\n|---|---|---|---|---|")
     for name, variant in VARIANTS.items():
         row: dict[str, str | int] = {
             "model": f"revbifpn_{name}",
@@ -78,7 +85,7 @@ def main() -> None:
             "macs_published": PUBLISHED[name],
         }
         rows.append(row)
-        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |", flush=True)
+    print(as_table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import describe, environment
+from benchmarks.common import describe, environment, table
 from revbifpn.memory import format_bytes
 from revbifpn.memory.sources import find_subject
 from revbifpn.memory.steps import Settings, profile_subject
@@ -61,6 +62,19 @@ def compare(subject: Subject, mode: str, batch: int, side: int) -> dict[str, Any
     }
 
 
+def as_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What was predicted and measured, in Markdown."""
+    lines = []
+    for row in rows:
+        off, off_activations = (
+            f"{100 * (row[f'predicted{part}'] / row[f'measured{part}'] - 1):+.2f}%" for part in ("", "_activations")
+        )
+        sizes = (format_bytes(row["measured"]), format_bytes(row["predicted"]))
+        lines.append([row["model"], row["mode"], f"{row['batch']}, {row['image']}", *sizes, off, off_activations])
+    header = ["model", "mode", "batch, image", "measured", "predicted", "off by", "activations and temporaries off by"]
+    return table(header, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here")
@@ -68,22 +82,15 @@ def main() -> None:
     torch.set_num_threads(2)
     env = environment()
     print(describe(env))
-    print("\n| model | mode | batch, image | measured | predicted | off by | activations and temporaries off by |")
-    print("|---|---|---|---|---|---|---|")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, batch, side in CASES:
         subject = find_subject(name)
         for mode in subject.modes:
-            row = compare(subject, mode, batch, side)
-            rows.append(row)
-            off = 100 * (row["predicted"] / row["measured"] - 1)
-            off_activations = 100 * (row["predicted_activations"] / row["measured_activations"] - 1)
-            sizes = f"{format_bytes(row['measured'])} | {format_bytes(row['predicted'])}"
-            print(
-                f"| {row['model']} | {mode} | {batch}, {side} | {sizes} | {off:+.2f}% | {off_activations:+.2f}% |", flush=True
-            )
+            print(f"{name}, {mode}, batch {batch} at {side}", flush=True)
+            rows.append(compare(subject, mode, batch, side))
     if args.json:
         args.json.write_text(json.dumps({"environment": env, "rows": rows}, indent=1) + "\n")
+    print(f"\n{as_table(rows)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -77,8 +77,8 @@ class Network:
             weights = RevBiFPN(own, **options).state_dict()
             model = PlainRevBiFPN(own, checkpointing=self.mode == "plain checkpointing", **options)
             model.load_state_dict(weights)
-        else:
-            model = in_mode(RevBiFPN(own, **options), self.mode, self.image_size, self.batch)
+        else:  # a budget is planned for the format
+            return in_mode(self._in_format(RevBiFPN(own, **options)), self.mode, self.image_size, self.batch).train()
         return self._in_format(model.train())
 
     def images(self) -> Tensor:
@@ -106,7 +106,7 @@ def in_mode(model: RevBiFPN, mode: str, image_size: int, batch: int) -> RevBiFPN
     """Switch a new ``model`` to one of :data:`OWN_MODES`; returns it.
 
     Raises:
-        NotThereError: for another mode, or if this version of the engine has no activation budget.
+        NotThereError: for another mode.
     """
     if mode not in OWN_MODES:
         raise NotThereError(f"RevBiFPN has no mode {mode!r}: it has {', '.join(OWN_MODES)}")
@@ -115,9 +115,7 @@ def in_mode(model: RevBiFPN, mode: str, image_size: int, batch: int) -> RevBiFPN
     elif mode == "exact":
         set_exact(model, True)
     elif mode in BUDGETS:
-        if not hasattr(model, "set_activation_budget"):
-            raise NotThereError(f"{mode}: this version of the engine has no set_activation_budget")
-        cast(Any, model).set_activation_budget(BUDGETS[mode], image_size=image_size, batch=batch)
+        model.set_activation_budget(BUDGETS[mode], image_size=image_size, batch=batch)
     return model
 
 

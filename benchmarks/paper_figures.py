@@ -4,6 +4,8 @@
     python -m benchmarks.paper_figures faster-rcnn      (this and the next need the detection stack)
     python -m benchmarks.paper_figures mask-rcnn
 
+``--results FILE`` keeps the rows of each figure, and not the steps behind them, for :mod:`benchmarks.readme`.
+
 Steps are predicted for a GPU unless --device or --measure says otherwise, with SGD and float32. The paper's points stand
 beside the memory of a whole step divided by its samples; what its gigabytes contain is not printed.
 """
@@ -14,10 +16,13 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from benchmarks.common import environment, update_json
 from revbifpn.memory import format_bytes
 from revbifpn.memory.commands import add_step_options, run_command, settings_of, working
 from revbifpn.memory.compare import profile_modes
@@ -25,7 +30,7 @@ from revbifpn.memory.configs import ConfigSubject, read_config
 from revbifpn.memory.output import Results, add_output_options, check_outputs
 from revbifpn.memory.rows import ACCURACY, MEMORY, PRINTED, ComparisonRow
 from revbifpn.memory.sources import TimmSubject
-from revbifpn.memory.subject import Subject, SubjectError
+from revbifpn.memory.subject import Size, Subject, SubjectError
 from revbifpn.memory.tables import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "mask_rcnn"
@@ -56,6 +61,7 @@ class PrintedFigure:
     Attributes:
         samples: how many samples the memory of a point is for.
         accuracy: the field of a :class:`.ComparisonRow` that the points' accuracy belongs to.
+        modes: in which the models are profiled here, where they have them.
         batch: with how many samples the models are profiled here; the paper's batch is not printed, but for Mask R-CNN.
     """
 
@@ -63,6 +69,7 @@ class PrintedFigure:
     samples: int
     accuracy: str
     batch: int
+    modes: tuple[str, ...] = ("reversible", "stored")
 
 
 FIGURES = {
@@ -100,6 +107,7 @@ FIGURES = {
         samples=1,
         accuracy="box_ap",
         batch=2,
+        modes=("reversible", "stored", "checkpointing"),
     ),
     "mask-rcnn": PrintedFigure(  # Mask R-CNN 1x on COCO, two images of 1333x800
         (
@@ -116,6 +124,7 @@ FIGURES = {
         samples=2,
         accuracy="box_ap",
         batch=2,
+        modes=("reversible", "stored", "checkpointing"),
     ),
 }
 
@@ -144,6 +153,20 @@ def printed_rows(figure: PrintedFigure) -> list[ComparisonRow]:
     ]
 
 
+class CheckpointableDetector(ConfigSubject):
+    """A detector whose backbone has MMDetection's ``with_cp``, which is its mode ``"checkpointing"``."""
+
+    modes = ("stored", "checkpointing")
+
+    def model(self, mode: str, image: Size, batch: int | None = None) -> nn.Module:
+        self.check_mode(mode)
+        with_cp = mode == "checkpointing"
+        if with_cp != bool(self.cfg.model.backbone.get("with_cp")):
+            self.cfg.model.backbone.with_cp = with_cp
+            self.release()
+        return self._kept(image)
+
+
 def makers_of_subjects(name: str) -> dict[str, Callable[[], Subject]]:
     """The models that are profiled for a figure, by name, each as a function that makes it.
 
@@ -169,7 +192,7 @@ def makers_of_subjects(name: str) -> dict[str, Callable[[], Subject]]:
         cfg.merge_from_dict(changes.get(model, {}))
         if not with_masks:
             remove_masks(cfg.model)
-        subject = ConfigSubject(cfg, model)
+        subject = (ConfigSubject if model.startswith("revbifpn_") else CheckpointableDetector)(cfg, model)
         subject.family = model.split("_")[0]
         subject.box_ap = next((point.accuracy for point in FIGURES[name].points if point.name == model), None)
         return subject
@@ -254,6 +277,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", metavar="NAME", help="some of the figure's models (default: all)")
     add_step_options(parser, defaults="16 for imagenet, 2 for detectors", device="cuda")
     add_output_options(parser)
+    parser.add_argument("--results", type=Path, metavar="FILE", help="rows of this figure as JSON; those of others stay in it")
     return parser.parse_args(arguments)
 
 
@@ -269,7 +293,7 @@ def run(args: argparse.Namespace) -> None:
     with working() as progress:
         for name in args.models or makers:
             subject = makers[name]()
-            modes = [mode for mode in subject.modes if mode in (args.mode or ("reversible", "stored"))]
+            modes = [mode for mode in subject.modes if mode in (args.mode or figure.modes)]
             if not modes:
                 continue
             batch, image = args.batch or figure.batch, args.image_size or subject.image
@@ -284,6 +308,9 @@ def run(args: argparse.Namespace) -> None:
     for text in filter(None, (ratio, CAVEAT)):
         print(f"\n{textwrap.fill(text, 120)}")
     results.write(args, memory="step_per_sample")
+    if args.results:
+        rows = [asdict(row) for row in results.rows if row.method != PRINTED]
+        update_json(args.results, {args.figure: {"environment": environment(), "rows": rows}})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ Importing this package registers the timm models ``revbifpn_s0`` to ``revbifpn_s
 
 from revbifpn.integrations import timm as _timm  # noqa: F401  (registers the models)
 from revbifpn.models import (
+    BudgetError,
     CheckpointError,
     RevBiFPN,
     RevBiFPNPyramid,
@@ -13,6 +14,7 @@ from revbifpn.models import (
     convert_checkpoint,
     fuse,
     load_checkpoint,
+    set_activation_budget,
 )
 from revbifpn.reversible import (
     ExactReversalWarning,
@@ -28,6 +30,7 @@ from revbifpn.reversible import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "ExactReversalWarning",
     "RevBiFPN",
@@ -41,6 +44,7 @@ __all__ = [
     "convert_checkpoint",
     "fuse",
     "load_checkpoint",
+    "set_activation_budget",
     "set_exact",
     "set_reversible",
 ]

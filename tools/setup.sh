@@ -56,4 +56,18 @@ pip install -q -c "$constraints" -e '.[mmdet,demo,dev]'
 ops_run || die "mmcv.ops.nms does not run, so no detector can be trained. mmcv was built without its compiled operators:
   remove it ($venv/bin/pip uninstall onedl-mmcv; $venv/bin/pip cache remove onedl_mmcv) and run this again with g++ 10 or newer on PATH."
 pip check
+
+# MMSegmentation and MMPretrain are for tests alone, which add this folder to sys.path and are skipped without it.
+openmmlab="$("$python" -c 'import sys; print(sys.prefix)')/openmmlab"
+if ! cmp -s requirements/openmmlab.txt "$openmmlab/requirements.txt"; then
+    say "Installing MMSegmentation and MMPretrain into $openmmlab (45 MB)"
+    rm -rf "$openmmlab"
+    if pip install -q --no-deps --target "$openmmlab" -r requirements/openmmlab.txt; then
+        rm -rf "$openmmlab/tests" # model-index's own, by a mistake in its wheel
+        cp requirements/openmmlab.txt "$openmmlab/requirements.txt"
+    else
+        say "They could not be installed: their tests will be skipped"
+    fi
+fi
+
 say "Ready: $venv (mmcv's compiled operators run)"

@@ -107,7 +107,7 @@ class _Run:
         batch = subject.inputs(batch_size, size)
         if not isinstance(batch, Tensor):
             raise ValueError(f"{name} cannot be timed: it is not called with a batch of images alone, as timm's models are")
-        self.model = subject.model(mode or subject.modes[0], size).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = subject.model(mode or subject.modes[0], size, batch_size).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = torch.randn(batch.shape, device=device).contiguous(memory_format=torch.channels_last)
         self.loss = subject.loss
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)

@@ -188,7 +188,7 @@ def _missing(package: str) -> ImportError:
 
 
 def load_photos(split: str) -> dict[str, Image.Image]:
-    """File name -> RGB photograph, of those of a split that are on disk.
+    """Load the photographs of a split that are on disk: file name -> RGB image.
 
     Raises:
         ImportError: if scikit-learn or scikit-image are missing.
@@ -248,7 +248,7 @@ def _write_split(
 
 
 def _crop(photo: Image.Image, size: int, rng: np.random.Generator) -> Floats:
-    """A random square of a photograph, mirrored half of the time -> (size, size, 3) in 0..1."""
+    """Return a random square of a photograph, mirrored half of the time -> (size, size, 3) in 0..1."""
     side = int(min(photo.size) * rng.uniform(0.5, 1))
     left, top = (int(rng.integers(length - side + 1)) for length in photo.size)
     square = photo.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
@@ -295,7 +295,7 @@ def _glyph_alpha(digit: Floats, side: int) -> Floats:
 
 
 def _colour(patch: Floats, rng: np.random.Generator) -> Floats:
-    """A random hue, light on dark patches and dark on light ones: (3,) in 0..1."""
+    """Return a random hue, light on dark patches and dark on light ones: (3,) in 0..1."""
     weights = np.array([0.299, 0.587, 0.114])
     colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), 1))
     luminance = colour @ weights

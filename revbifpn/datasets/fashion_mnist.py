@@ -109,7 +109,7 @@ def _read_split(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8]
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in a gzipped IDX file.
+    """Return the array of unsigned bytes in a gzipped IDX file.
 
     Raises:
         ValueError: naming the file, if it is damaged, truncated, no IDX file, or has another number of dimensions.

@@ -55,7 +55,7 @@ def check_class_folders(train: Path | None, val: Path | None, num_classes: int |
 
 
 def class_folders(root: Path) -> dict[str, bool]:
-    """Name of each class folder (one without folders in it, or with images) -> whether it holds images."""
+    """Find the class folders (without folders in them, or with images): name -> whether it holds images."""
     extensions = get_img_extensions(as_set=True)
     result: dict[str, bool] = {}
     for folder, folders, files in os.walk(root, followlinks=True):

@@ -19,7 +19,7 @@ _NUMBERS = "?bhilqBHILQefd"  # numpy's codes for truth values, integers and floa
 
 
 def checkpoint_types() -> list[Any]:
-    """What ``torch.serialization.safe_globals`` has to allow for ``weights_only=True`` to read what MMEngine's Runner saves.
+    """List what ``torch.serialization.safe_globals`` has to allow so that MMEngine's checkpoints can be read safely.
 
     Those are the message hub's :class:`mmengine.logging.HistoryBuffer`, and numpy's arrays and scalars of numbers. MMEngine's
     own list also has ``getattr``, with which a file reaches the attributes of all that is allowed. A HistoryBuffer does ask

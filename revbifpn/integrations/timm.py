@@ -21,10 +21,10 @@ from timm.models import _builder as timm_builder
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from revbifpn.models.body import Body
 from revbifpn.models.checkpoints import Checkpoint, Loaded, fit, read
 from revbifpn.models.classifier import RevBiFPN
 from revbifpn.models.published_weights import PUBLISHED
-from revbifpn.models.pyramid import Body
 from revbifpn.models.variants import SIZE_DIVISOR, VARIANTS
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.memory_format import in_format

@@ -1,8 +1,9 @@
-"""Memory of training steps: measured, predicted, explained. See :func:`profile_training`."""
+"""Measure, predict and explain the memory of training steps; :func:`profile_training` does all three."""
 
 from revbifpn.memory.fake import UnsupportedOperatorError
 from revbifpn.memory.profile import profile_training
-from revbifpn.memory.report import MemoryReport, TensorRecord, TimelinePoint, format_bytes
+from revbifpn.memory.report import MemoryReport, TensorRecord, TimelinePoint
+from revbifpn.reversible.units import format_bytes
 
 __all__ = [
     "MemoryReport",

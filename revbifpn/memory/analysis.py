@@ -74,7 +74,7 @@ def _is_alive(allocation: Allocation, index: int) -> bool:
 
 
 def _curve(tracker: StorageTracker, measurement: Measurement | None) -> list[int]:
-    """The highest sum of live bytes while each operator ran."""
+    """Return the highest sum of live bytes while each operator ran."""
     if measurement is not None and measurement.by_operator:
         before = sum(a.nbytes for a in tracker.allocations if a.phase == "before")
         return [before + nbytes for nbytes in measurement.by_operator]
@@ -117,7 +117,7 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def _joined(records: list[TensorRecord]) -> list[TensorRecord]:
-    """The largest ones, then one record for the rest of each category."""
+    """Return the largest ones, then one record for the rest of each category."""
     named, rest = records[:_NAMED_TENSORS], records[_NAMED_TENSORS:]
     for category in CATEGORIES:
         small = [r.nbytes for r in rest if r.category == category]

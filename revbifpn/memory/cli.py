@@ -23,11 +23,12 @@ import torch
 from revbifpn.memory.commands import add_step_options, run_command, settings_of, working
 from revbifpn.memory.compare import Progress, profile_modes
 from revbifpn.memory.fake import UnsupportedOperatorError
-from revbifpn.memory.fit import Fit, largest_batch, largest_image, parse_bytes
+from revbifpn.memory.fit import Fit, largest_batch, largest_image
 from revbifpn.memory.output import Results, add_output_options, check_outputs
 from revbifpn.memory.sources import subject_and_mode
 from revbifpn.memory.subject import Subject, SubjectError
 from revbifpn.memory.tables import comparison_table, fit_table, headline, report_tables
+from revbifpn.reversible.units import parse_bytes
 
 _NAME = "revbifpn-memory"
 

@@ -14,7 +14,7 @@ import torch
 
 from revbifpn.memory.compare import Progress
 from revbifpn.memory.fake import UnsupportedOperatorError
-from revbifpn.memory.modes import MODES, is_mode
+from revbifpn.memory.modes import KNOWN, is_mode
 from revbifpn.memory.steps import Settings
 from revbifpn.memory.subject import Size
 
@@ -34,7 +34,7 @@ def add_step_options(
     step.add_argument("--batch", type=_positive, help=f"samples (default: {defaults})")
     step.add_argument("--image-size", type=_image_size, metavar="SIDE|HxW", help="default: the model's own")
     step.add_argument(
-        "--mode", action="append", type=_mode, help=f"keep to this mode, of {', '.join(MODES)}; may be given several times"
+        "--mode", action="append", type=_mode, help=f"keep to this mode, of {', '.join(KNOWN)}; may be given several times"
     )
     step.add_argument(
         "--optimizer", default="auto", help="one of timm's, such as adamw or lamb; none; default: the config's, or sgd"
@@ -50,7 +50,7 @@ def add_step_options(
 
 
 def settings_of(args: argparse.Namespace, device: str) -> Settings:
-    """What the options of a step say.
+    """Return what the options of a step say.
 
     Args:
         device: taken if ``--device`` was not given.
@@ -102,7 +102,7 @@ def run_command(name: str, work: Callable[[], None], debug: bool) -> int:
 
 def _mode(text: str) -> str:
     if not is_mode(text):
-        raise argparse.ArgumentTypeError(f"unknown mode {text!r}: choose from {', '.join(MODES)}")
+        raise argparse.ArgumentTypeError(f"unknown mode {text!r}: choose from {', '.join(KNOWN)}")
     return text
 
 

@@ -44,7 +44,7 @@ def profile_modes(
 
 
 def row_of(report: MemoryReport, subject: Subject, params: int, macs: float | None) -> ComparisonRow:
-    """The report of a subject's step as a row."""
+    """Return the report of a subject's step as a row."""
     return ComparisonRow(
         name=subject.name,
         family=subject.family,

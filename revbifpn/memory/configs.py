@@ -21,7 +21,7 @@ CONFIG_SUFFIXES = (".py", ".yaml", ".yml", ".json")
 
 
 def is_config(spec: str) -> bool:
-    """Whether a name is meant as a config: a file's name, or ``package::path``."""
+    """Return whether a name is meant as a config: a file's name, or ``package::path``."""
     return spec.endswith(CONFIG_SUFFIXES) or "::" in spec
 
 
@@ -71,7 +71,7 @@ class ConfigSubject(Subject):
 
     @classmethod
     def from_file(cls, path: str) -> ConfigSubject:
-        """The model of a config file, named like the file.
+        """Return the model of a config file, named like the file.
 
         Raises:
             SubjectError: if :func:`read_config` cannot read it, or there is no model in it.
@@ -140,7 +140,7 @@ def _optimizer_of(cfg: Any) -> str | None:
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries in a part of a config."""
+    """Yield all dictionaries in a part of a config."""
     if isinstance(node, dict):
         yield node
         for value in node.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ NUM_OBJECTS = 8
 
 
 def detection_inputs(batch: int, image: tuple[int, int], num_classes: int) -> dict[str, Any]:
-    """A batch as a detector's data preprocessor hands it on, ``NUM_OBJECTS`` boxes with masks in each image.
+    """Return a batch as a detector's data preprocessor hands it on, ``NUM_OBJECTS`` boxes with masks in each image.
 
     Returns:
         ``inputs``, a meta tensor of shape (batch, 3, height, width), and ``data_samples``.
@@ -65,7 +65,7 @@ def _boxes(count: int, image: tuple[int, int], generator: torch.Generator) -> Te
 
 
 def sum_of_losses(losses: Any) -> Tensor:
-    """The sum of the losses that a model returns by name, added up as MMEngine does."""
+    """Return the sum of the losses that a model returns by name, added up as MMEngine does."""
     values = [v for key, value in losses.items() if "loss" in key for v in (value if isinstance(value, list) else [value])]
     return torch.stack([value.mean() for value in values]).sum()
 
@@ -74,11 +74,16 @@ def sum_of_losses(losses: Any) -> Tensor:
 def without_values(detector: nn.Module) -> Iterator[None]:
     """While active, a detector's step needs no values of what its network computes."""
     roi_align = importlib.import_module("mmcv.ops.roi_align")  # the package's attribute of that name is the function
-    head = getattr(detector, "rpn_head", None)
-    with _replaced(roi_align, "ext_module", _Extension(roi_align.ext_module)):
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(roi_align, "ext_module", _Extension(roi_align.ext_module)))
         # The proposals hang on the one head: other detectors keep their own.
-        with _replaced(head, "predict_by_feat", _proposals(detector)) if head is not None else nullcontext():
-            yield
+        if (head := getattr(detector, "rpn_head", None)) is not None:
+            stack.enter_context(_replaced(head, "predict_by_feat", _proposals(detector)))
+        # A cascade's later stages take the boxes of the stage before.
+        heads = getattr(getattr(detector, "roi_head", None), "bbox_head", None)
+        for stage in heads if isinstance(heads, nn.ModuleList) else ():
+            stack.enter_context(_replaced(stage, "refine_bboxes", _unrefined))
+        yield
 
 
 @contextmanager
@@ -94,6 +99,14 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
         else:
             delattr(owner, name)
+
+
+def _unrefined(sampled: list[Any], *_: Any) -> list[Any]:
+    """Each image's sampled boxes, but its objects', where they were."""
+    from mmengine.structures import InstanceData
+
+    boxes = [torch.cat([image.pos_priors[image.pos_is_gt == 0], image.neg_priors]) for image in sampled]
+    return [InstanceData(bboxes=own) for own in boxes]
 
 
 def _proposals(detector: Any) -> Callable[..., list[Any]]:

@@ -15,7 +15,7 @@ import revbifpn
 
 
 def environment() -> dict[str, Any]:
-    """Processor and its vector instructions, threads, versions and date."""
+    """Collect the processor and its vector instructions, the threads, the versions and the date."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -35,11 +35,12 @@ def environment() -> dict[str, Any]:
 
 
 def describe(env: Mapping[str, Any]) -> str:
-    """The environment in one line."""
-    device = env["gpu"] or f"{env['cpu']} ({env['instructions']}), {env['threads']} threads"
+    """Return the environment in one line."""
+    threads = f"{env['threads']} thread{'' if env['threads'] == 1 else 's'}"
+    device = env["gpu"] or f"{env['cpu']} ({env['instructions']}), {threads}"
     return f"{device}; torch {env['torch']}, timm {env['timm']}, Python {env['python']}; {env['date']}"
 
 
 def describe_environment() -> str:
-    """This machine and these versions in one line."""
+    """Describe this machine and these versions in one line."""
     return describe(environment())

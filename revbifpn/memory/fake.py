@@ -41,14 +41,14 @@ class FakeExecution:
         self._tainted: dict[int, weakref.ref[Any]] = {}
 
     def fake(self, tensor: Tensor) -> Tensor:
-        """A fake twin of a tensor, with its shape, strides, dtype and device."""
+        """Return a fake twin of a tensor, with its shape, strides, dtype and device."""
         if tensor.is_meta:
             with self.mode:
                 return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
         return self.mode.from_tensor(tensor, static_shapes=True)
 
     def fake_all(self, value: Any) -> Any:
-        """The same value with fake twins for its tensors of floating point; others may be indices, and stay real."""
+        """Return the same value with fake twins for its tensors of floating point; others may be indices, and stay real."""
         if isinstance(value, Tensor):
             return self.fake(value) if value.is_floating_point() or value.is_meta else value
         if isinstance(value, Mapping):

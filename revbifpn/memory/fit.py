@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from revbifpn.memory.report import format_bytes
 from revbifpn.memory.steps import Settings, profile_subject
 from revbifpn.memory.subject import Size, Subject, SubjectError
+from revbifpn.reversible.units import format_bytes
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
 #: Larger batches than this are not looked for.
 MAX_BATCH = 1 << 20
 #: Image sides are tried in multiples of this many pixels.
 IMAGE_STEP = 32
 #: The largest side that is tried, in steps.
 MAX_STEPS = 512
-
-
-def parse_bytes(text: str) -> int:
-    """``"24 GiB"``, ``"800MB"``, ``"1.5 GB"`` -> bytes.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?i?[bB]?)\s*", text)
-    if match is None or (unit := match[2].lower()) not in _UNITS:
-        raise ValueError(f"not a size of memory: {text!r}; write for example '24 GiB' or '800 MB'")
-    size = int(float(match[1]) * _UNITS[unit])
-    if size <= 0:
-        raise ValueError(f"a size of memory must be positive, got {text!r}")
-    return size
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _TOP1 = {
 
 
 def published_top1(name: str) -> float | None:
-    """The top-1 accuracy on ImageNet, in percent, that a model's authors published; None if it is not known here.
+    """Return the top-1 accuracy on ImageNet, in percent, that a model's authors published; None if it is not known here.
 
     Args:
         name: timm's name of the model; a ``tf_`` before it and a ``.tag`` after it do not matter.

@@ -38,7 +38,7 @@ _KINDS = {
 
 
 def kind_of(operator: str, phase: str, differentiable: bool) -> str:
-    """``"convolution output"``, ``"rebuilt normalization output"``, ``"gradient of convolution"``, ``"sum or product"``...
+    """Name what a tensor is, such as ``"convolution output"``, ``"gradient of convolution"`` or ``"sum or product"``.
 
     Args:
         operator: the ``aten`` operator that made the tensor.
@@ -59,7 +59,10 @@ def kind_of(operator: str, phase: str, differentiable: bool) -> str:
 
 
 def is_rebuilt_stream(operator: str, phase: str) -> bool:
-    """Autograd's formulas never subtract: a difference made in backward is a reversible layer undoing a sum."""
+    """Return whether a tensor is a rebuilt stream.
+
+    Autograd's formulas never subtract: a difference that is made in backward is a reversible layer undoing a sum.
+    """
     return operator == "sub" and phase == "backward"
 
 
@@ -67,7 +70,7 @@ _ELEMENTWISE = {"add", "sub", "mul", "div", "rsub", "neg", "pow", "sqrt", "sum",
 
 
 def stage_of(module: str, model: nn.Module) -> str:
-    """The part of the model: the path's first name, with its number in a sequence, and its class.
+    """Return the part of the model that a module lies in: its path's first name, its number in a sequence, and its class.
 
     ``"body.3.chains.0"`` -> ``"body.3 (StreamWise)"``.
     """

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint, format_bytes
+from revbifpn.memory.report import CATEGORIES, MemoryReport, TimelinePoint
 from revbifpn.memory.rows import ACCURACY, MEMORY, PRINTED, ComparisonRow, accuracies_in
+from revbifpn.reversible.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +62,30 @@ def plot_report(report: MemoryReport, path: Path) -> None:
     )
     _draw_timeline(timeline, report)
     _draw_categories(bars, report)
+    _save(figure, path)
+
+
+def plot_timelines(reports: Sequence[MemoryReport], path: Path, title: str) -> None:
+    """Draw the timelines of several steps under each other, on one scale, with mode and peak over each.
+
+    Args:
+        path: of the PNG file; its folder is made if it is not there.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without reports.
+    """
+    if not reports:
+        raise ValueError("there are no reports to plot")
+    figure = _new_figure(11, 1 + 2.9 * len(reports))
+    figure.suptitle(title, fontsize=14, color=_TEXT)
+    panels = figure.subplots(len(reports), 1, squeeze=False)[:, 0]
+    highest = max(report.peak_point.nbytes for report in reports)
+    for axes, report in zip(panels, reports, strict=True):
+        _draw_timeline(axes, report, round(1.2 * highest))  # the panels are low: the texts need a larger part of them
+        heading = f"{report.mode or report.name}: {format_bytes(report.peak)} at the peak"
+        axes.set_title(heading, loc="left", fontsize=11.5, color=_TEXT)
+        axes.set_xlabel("operator of the step" if axes is panels[-1] else "")
     _save(figure, path)
 
 
@@ -124,11 +149,12 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _draw_timeline(axes: Axes, report: MemoryReport) -> None:
+def _draw_timeline(axes: Axes, report: MemoryReport, highest: int = 0) -> None:
+    """Draw a step's live bytes; the scale has room for the peak, and for ``highest`` bytes if they are more."""
     points, peak = report.timeline, report.peak_point
     numbers, sizes = [p.index for p in points], [p.nbytes for p in points]
     end = max(report.num_operators, 1)
-    top = 1.3 * max(peak.nbytes, 1)
+    top = 1.3 * max(peak.nbytes, highest, 1)
     for number, (phase, start, stop) in enumerate(_phases(points, end)):
         axes.axvspan(start, stop, color=_BANDS[number % 2], zorder=0)
         narrow = (stop - start) / end < 0.012 * len(phase)
@@ -243,7 +269,7 @@ def _count(number: float) -> str:
 
 
 def _points(rows: Iterable[ComparisonRow], across: str, memory: str) -> list[_Point]:
-    """The rows that have both fields, with their values; zero has no place on a logarithmic axis."""
+    """Return the rows that have both fields, with their values; zero has no place on a logarithmic axis."""
     values = ((row, getattr(row, across), getattr(row, memory)) for row in rows)
     return [(row, x, y) for row, x, y in values if x is not None and y and (across != "macs" or x > 0)]
 

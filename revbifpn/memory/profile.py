@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from revbifpn.memory.analysis import analyse
 from revbifpn.memory.fake import FakeExecution, fake_weights
 from revbifpn.memory.measure import mark, measure_cpu, measure_cuda
-from revbifpn.memory.report import MemoryReport, format_bytes
+from revbifpn.memory.report import MemoryReport
 from revbifpn.memory.tracker import StorageTracker
 from revbifpn.memory.workspace import cpu_workspace
+from revbifpn.reversible.kernels import standing_for
+from revbifpn.reversible.units import format_bytes
 
 #: What a model is called with: one tensor, positional arguments, or keyword arguments.
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -142,7 +144,7 @@ class _Step:
 def _predict(model: nn.Module, inputs: Inputs, step: _Step, make_optimizer: Any, device: str) -> Any:
     execution = FakeExecution()
     grads = [p.grad for p in model.parameters()]
-    with torch.random.fork_rng(devices=[]), fake_weights(model, execution):
+    with torch.random.fork_rng(devices=[]), fake_weights(model, execution), standing_for(device):
         fake_inputs = execution.fake_all(inputs)
         on_cpu = device == "cpu"
         tracker = StorageTracker(model, execution, cpu_workspace if on_cpu else None, 1 if on_cpu else CUDA_GRANULARITY)

@@ -143,13 +143,3 @@ def thin_timeline(points: Sequence[TimelinePoint], keep: int, limit: int = 1200)
         best |= {p for p in group if p.index == keep}
         chosen += sorted(best, key=lambda p: p.index)
     return chosen
-
-
-def format_bytes(nbytes: float) -> str:
-    """``1536000`` -> ``"1.54 MB"``; decimal units, three significant digits."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

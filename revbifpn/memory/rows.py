@@ -55,6 +55,6 @@ class ComparisonRow:
 
 
 def accuracies_in(rows: Sequence[ComparisonRow]) -> list[str]:
-    """The fields of :data:`ACCURACY` that at least one row has, the one that most rows have first."""
+    """Return the fields of :data:`ACCURACY` that at least one row has, the one that most rows have first."""
     counts = {name: sum(getattr(row, name) is not None for row in rows) for name in ACCURACY}
     return sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name])

@@ -1,7 +1,7 @@
 """What can be profiled by name: timm models, MMEngine configs, and functions that make a model.
 
 A name may end in a mode: ``revbifpn_s0:stored``, ``my_config.py:exact``, ``module:callable:stored``. What stands after the
-last colon is read as a mode if it is one of :data:`.MODES`. A function that is named like a mode is therefore written with a
+last colon is read as a mode if it is one (:func:`.is_mode`). A function that is named like a mode is therefore written with a
 mode behind it: ``module:stored:stored``.
 """
 
@@ -19,7 +19,7 @@ from torch import nn
 import revbifpn  # noqa: F401  (registers this project's timm models)
 from revbifpn.memory.configs import ConfigSubject, is_config
 from revbifpn.memory.imagenet_accuracy import published_top1
-from revbifpn.memory.modes import MODES, is_mode
+from revbifpn.memory.modes import KNOWN, is_mode
 from revbifpn.memory.subject import Size, Subject, SubjectError
 
 
@@ -54,7 +54,7 @@ def split_mode(spec: str) -> tuple[str, str | None]:
     if is_mode(last):
         return name, last
     if ":" in name or is_config(name) or _is_timm_model(name):
-        raise SubjectError(f"{spec}: unknown mode {last!r}: choose from {', '.join(MODES)}")
+        raise SubjectError(f"{spec}: unknown mode {last!r}: choose from {', '.join(KNOWN)}")
     return spec, None
 
 

@@ -17,6 +17,7 @@ from revbifpn.memory.fake import FakeExecution, UnsupportedOperatorError, fake_w
 from revbifpn.memory.profile import call_model, profile_training
 from revbifpn.memory.report import MemoryReport
 from revbifpn.memory.subject import Size, Subject, SubjectError
+from revbifpn.reversible.kernels import standing_for
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def profile_subject(subject: Subject, mode: str, batch: int, image: Size, settin
         SubjectError: if the step cannot be run, with the model's own reason.
         UnsupportedOperatorError: if it cannot be predicted.
     """
-    model = subject.model(mode, image)
+    with standing_for(settings.device):
+        model = subject.model(mode, image, batch)
     inputs = subject.inputs(batch, image)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

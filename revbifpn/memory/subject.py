@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revbifpn.memory.modes import modes_of, set_mode
+from revbifpn.memory.modes import check_mode, has_budgets, modes_of, set_mode
 from revbifpn.memory.profile import Inputs, mean_of_outputs
+from revbifpn.models import BudgetError
 
 #: Height and width in pixels.
 Size = tuple[int, int]
@@ -59,32 +60,43 @@ class Subject(ABC):
         """The ways to treat its activations, the usual one first; see :func:`.modes_of`."""
         return modes_of(self._kept(self.image))
 
+    @cached_property
+    def has_budgets(self) -> bool:
+        """Whether it takes activation budgets as modes; see :func:`.has_budgets`."""
+        return has_budgets(self._kept(self.image))
+
     def check_mode(self, mode: str) -> None:
         """Make sure that the subject has a mode.
 
         Raises:
             SubjectError: if it does not; the message names the modes that it has.
         """
-        if mode not in self.modes:
-            raise SubjectError(f"{self.name} has no mode {mode!r}: choose from {', '.join(self.modes)}")
+        try:
+            check_mode(mode, self.modes, self.has_budgets)
+        except ValueError as error:
+            raise SubjectError(f"{self.name} has {error}") from None
 
-    def model(self, mode: str, image: Size) -> nn.Module:
-        """The model, switched to a mode. It is kept, and the next call returns the same object.
+    def model(self, mode: str, image: Size, batch: int | None = None) -> nn.Module:
+        """Return the model, switched to a mode. It is kept, and the next call returns the same object.
 
         Args:
-            mode: one of :attr:`modes`.
+            mode: one of :attr:`modes`, or a budget as in ``"budget=0.25"``.
             image: height and width; only a subject with :attr:`fixed_size` is built anew for another size.
+            batch: samples in a step, for a budget; without them the first step plans it.
 
         Raises:
             SubjectError: if the subject does not have the mode, or cannot be built.
         """
         self.check_mode(mode)
         model = self._kept(image)
-        set_mode(model, mode)
+        try:
+            set_mode(model, mode, None if batch is None else image, batch)
+        except BudgetError as error:
+            raise SubjectError(f"{self.name}: {error}") from None
         return model
 
     def inputs(self, batch: int, image: Size) -> Inputs:
-        """What the model is called with; tensors that may be large are on the ``meta`` device."""
+        """Return what the model is called with; tensors that may be large are on the ``meta`` device."""
         return torch.empty(batch, 3, *image, device="meta")
 
     def loss(self, outputs: Any) -> Tensor:
@@ -94,7 +106,7 @@ class Subject(ABC):
         return mean_of_outputs(outputs)
 
     def stand_ins(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which a step of the model needs no values of what its network computes."""
+        """Return a context in which a step of the model needs no values of what its network computes."""
         return nullcontext()
 
     def release(self) -> None:

@@ -9,8 +9,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from revbifpn.memory.fit import Fit
-from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport, format_bytes
+from revbifpn.memory.report import CATEGORY_TEXT, MemoryReport
 from revbifpn.memory.rows import ACCURACY, ComparisonRow, accuracies_in
+from revbifpn.reversible.units import format_bytes
 
 #: A table: its title, its head, and its rows.
 Table = tuple[str, list[str], list[list[str]]]
@@ -22,7 +23,7 @@ _SIZE = ("height", "width")
 
 
 def report_tables(report: MemoryReport) -> list[Table]:
-    """Everything a report says, as tables."""
+    """Put everything that a report says into tables."""
     share = [
         [name, format_bytes(nbytes), f"{100 * nbytes / report.peak:.1f}%", CATEGORY_TEXT[name]]
         for name, nbytes in report.categories.items()
@@ -44,7 +45,7 @@ def report_tables(report: MemoryReport) -> list[Table]:
 
 
 def headline(report: MemoryReport) -> str:
-    """The report in two lines."""
+    """Return the report in two lines."""
     size = f" at {report.image[0]}x{report.image[1]}" if report.image else ""
     mode = f", {report.mode}" if report.mode else ""
     point = report.peak_point
@@ -58,7 +59,7 @@ def headline(report: MemoryReport) -> str:
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """Rows as people read them, with a column for each published accuracy that one of them has."""
+    """Make a table of rows, with a column for each published accuracy that one of them has."""
     accuracies = accuracies_in(rows)
     head = ["model", "mode", "image", "params", "GMACs", *(f"published {ACCURACY[name]}" for name in accuracies)]
     return (
@@ -88,7 +89,7 @@ def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
 
 
 def fit_table(fits: Sequence[Fit | tuple[str, str, str]], memory: int) -> Table:
-    """What fits; a failure is (name, mode, why)."""
+    """Return what fits; a failure is (name, mode, why)."""
     rows = []
     for fit in fits:
         if isinstance(fit, Fit):
@@ -102,7 +103,7 @@ def fit_table(fits: Sequence[Fit | tuple[str, str, str]], memory: int) -> Table:
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """GitHub's tables."""
+    """Write tables in GitHub's Markdown."""
     parts = []
     for title, head, rows in tables:
         lines = [f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -112,7 +113,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def to_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Rows as they are, one column for each field of :class:`.ComparisonRow`; what is unknown is empty."""
+    """Write rows as they are, one column for each field of :class:`.ComparisonRow`; what is unknown is empty."""
     names = [name for field in fields(ComparisonRow) for name in (_SIZE if field.name == "image" else (field.name,))]
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")

@@ -19,7 +19,7 @@ _aten = torch.ops.aten
 
 
 def cpu_workspace(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    """Highest number of bytes that a CPU operator holds beyond its outputs; 0 for operators without a rule.
+    """Return the highest number of bytes that a CPU operator holds beyond its outputs; 0 for operators without a rule.
 
     Args:
         func: an ``aten`` operator.
@@ -100,7 +100,7 @@ _WIDEST_KERNEL = 14
 
 
 def uses_onednn(x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int) -> bool:
-    """Whether PyTorch hands a CPU convolution to oneDNN (it keeps small and single-threaded 1x1 ones)."""
+    """Return whether PyTorch hands a CPU convolution to oneDNN (it keeps small and single-threaded 1x1 ones)."""
     if x.dtype != torch.float32:
         return True
     worth = max(stride) > 1 or max(dilation) > 1 or x.shape[0] >= 16 or max(weight.shape[2:]) > 1
@@ -185,7 +185,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _is_channels_last(*tensors: Tensor) -> bool:
-    """Whether the first tensor's strides, dense or not, or the weight's, are those of channels_last."""
+    """Return whether the first tensor's strides, dense or not, or the weight's, are those of channels_last."""
     return any(_has_channels_last_strides(t) for t in tensors)
 
 

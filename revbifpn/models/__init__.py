@@ -1,5 +1,6 @@
 """RevBiFPN models S0 to S6."""
 
+from revbifpn.models.budget import set_activation_budget
 from revbifpn.models.checkpoints import (
     CheckpointError,
     convert_checkpoint,
@@ -12,10 +13,12 @@ from revbifpn.models.fuse import fuse
 from revbifpn.models.published_weights import PUBLISHED, PublishedWeights
 from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import VARIANTS, Variant, get_variant
+from revbifpn.reversible.budget import BudgetError
 
 __all__ = [
     "PUBLISHED",
     "VARIANTS",
+    "BudgetError",
     "CheckpointError",
     "PublishedWeights",
     "RevBiFPN",
@@ -27,4 +30,5 @@ __all__ = [
     "get_variant",
     "load_checkpoint",
     "read_checkpoint",
+    "set_activation_budget",
 ]

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 
 def check_rate(name: str, rate: float) -> float:
-    """A probability with which something is dropped; with 1 nothing would be left.
+    """Check a probability with which something is dropped; with 1 nothing would be left.
 
     Raises:
         ValueError: unless ``0 <= rate < 1``.
@@ -17,7 +17,7 @@ def check_rate(name: str, rate: float) -> float:
 
 
 def check_count(name: str, count: int, least: int) -> int:
-    """A number of things.
+    """Check a number of things.
 
     Raises:
         ValueError: unless it is an integer of at least ``least``.

@@ -86,7 +86,7 @@ class UpEdge(nn.Sequential):
 
 
 def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
-    """A block as what the engine's lean form knows; None if the block was changed into something else."""
+    """Return a block as what the engine's lean form knows; None if the block was changed into something else."""
     if isinstance(block, ConvNormAct):
         parts = dict(block.named_children())
         if not {"conv", "norm"} <= parts.keys() <= {"conv", "norm", "act"}:
@@ -129,8 +129,8 @@ register_lean_form(ConvNormAct, _lean_conv)
 def init_weights(module: nn.Module) -> None:
     """Initialise one module as RevBiFPN is trained from; for ``nn.Module.apply``.
 
-    Convolutions: Kaiming normal, fan-out, gain of ReLU; their biases (squeeze-excite's) zero. Norms: weight 1, bias 0.
-    Linear layers keep torch's default, :class:`MixChannels` its own.
+    Convolutions get Kaiming normal weights (fan-out, gain of ReLU); their biases, which squeeze-excite alone has, are zero.
+    Norms get weight 1 and bias 0. Linear layers keep torch's default, and :class:`MixChannels` keeps its own.
     """
     if isinstance(module, MixChannels):
         module.reset_parameters()

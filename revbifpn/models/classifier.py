@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from revbifpn.models.arguments import check_count, check_rate
 from revbifpn.models.blocks import ConvNormAct, MBConv, init_weights
-from revbifpn.models.pyramid import RevBiFPNPyramid, trace_for_script
+from revbifpn.models.body import trace_for_script
+from revbifpn.models.pyramid import RevBiFPNPyramid
 from revbifpn.models.variants import STREAMS, STRIDES, Variant
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.exact import DEFAULT_BITS
@@ -97,7 +98,7 @@ class RevBiFPN(RevBiFPNPyramid):
         drop_rate: dropout before the linear layer; None for the variant's.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
         global_pool: one of :data:`POOLS`; ``""`` for unpooled features.
-        reversible, exact, exact_bits, memory_format: see :class:`.RevBiFPNPyramid`.
+        reversible, exact, exact_bits, activation_budget, memory_format: see :class:`.RevBiFPNPyramid`.
         device, dtype: where and as what parameters and buffers are made; None for torch's defaults.
 
     Raises:
@@ -122,12 +123,15 @@ class RevBiFPN(RevBiFPNPyramid):
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        activation_budget: float | str = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_format: MemoryFormat = "auto",
     ) -> None:
         with nullcontext() if device is None else torch.device(device):
-            super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, memory_format)
+            super().__init__(
+                variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget, memory_format
+            )
             self.levels = nn.ModuleList(nn.Identity() for _ in STRIDES)
             drop_rate = self.variant.drop_rate if drop_rate is None else drop_rate
             self.head = ClassificationHead(self.variant, num_classes, drop_rate, global_pool)

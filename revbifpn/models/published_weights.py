@@ -37,10 +37,10 @@ PUBLISHED = {
 
 
 def published_at(address: str) -> PublishedWeights | None:
-    """The published file of an address; None where it is none."""
+    """Return the published file of an address; None where it is none."""
     return next((weights for weights in PUBLISHED.values() if weights.url == address), None)
 
 
 def published_as(name: str) -> PublishedWeights | None:
-    """The published file of a name, such as ``"revbifpn_s0.pth.tar"``; None where there is none."""
+    """Return the published file of a name, such as ``"revbifpn_s0.pth.tar"``; None where there is none."""
     return next((weights for weights in PUBLISHED.values() if weights.url.endswith(f"/{name}")), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,63 +10,23 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from revbifpn.models.arguments import check_count, check_rate
-from revbifpn.models.blocks import MBConv, MixChannels, UpEdge, init_weights, repeat_channels
+from revbifpn.models.blocks import MBConv, MixChannels, init_weights
+from revbifpn.models.body import Body
+from revbifpn.models.budget import plan_budget
 from revbifpn.models.checkpoints import Fitted, convert_checkpoint, fit, is_published_layout
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant, get_variant
-from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise, recompute
+from revbifpn.reversible import (
+    ReadOut,
+    RevSilo,
+    SpaceToDepth,
+    recompute,
+    set_reversible,
+)
+from revbifpn.reversible.budget import Budget, BudgetError, read_budget
 from revbifpn.reversible.exact import DEFAULT_BITS
-from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in, in_format
+from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, in_format
 from revbifpn.reversible.sequential import Exact
-from revbifpn.reversible.streams import Streams, memory_format_of
-
-NUM_BLOCKS = 2  # RevBlocks on each stream of a stage
-
-
-class Body(ReversibleSequential):
-    """Space-to-depth by 4, then for each stage the streams' RevBlocks and a RevSilo; the first three silos add a stream each.
-
-    (N, in_chans, H, W), repeated up to ``variant.stem_channels`` -> the four streams, stream i of shape
-    (N, variant.channels[i], H / stride, W / stride), in the image's memory format. With a ``readout`` it returns what that
-    reads, in the memory format that it was computed in. Its inverse returns the repeated channels.
-
-    ``torch.fx`` takes it as one node that trains reversibly, where it is named as a leaf (timm's tracers know it);
-    ``torch.jit.script`` takes its trace.
-    """
-
-    def __init__(
-        self,
-        variant: Variant,
-        in_chans: int,
-        drop_path_rate: float,
-        reversible: bool,
-        exact: Exact,
-        exact_bits: int,
-        memory_format: MemoryFormat,
-    ) -> None:
-        layers = _body_layers(variant, drop_path_rate, memory_format)
-        super().__init__(*layers, reversible=reversible, exact=exact, exact_bits=exact_bits)
-        self.in_chans = in_chans
-        self.slots = variant.stem_channels
-
-    def forward(self, *streams: Tensor, readout: ReadOut | None = None) -> Streams:  # type: ignore[override]
-        (image,) = streams
-        if isinstance(image, Proxy):
-            raise TypeError(
-                "torch.fx cannot look inside RevBiFPN's reversible body: trace with timm.models.create_feature_extractor, or "
-                "with a tracer that has revbifpn.models.pyramid.Body among its leaf modules"
-            )
-        outputs = super().forward(repeat_channels(image, self.slots), readout=readout)
-        return outputs if readout is not None else tuple(in_format(stream, memory_format_of(image)) for stream in outputs)
-
-    def inverse(self, *streams: Tensor) -> Streams:
-        came_in = memory_format_of(streams[0])
-        # In exact mode edges return the same bits only in the format that they ran in.
-        memory_format = format_to_compute_in(cast(SpaceToDepth, self[0]).memory_format, streams[0])
-        images = super().inverse(*(in_format(stream, memory_format) for stream in streams))
-        return tuple(in_format(image, came_in) for image in images)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return trace_for_script(self, self.in_chans)
+from revbifpn.reversible.streams import memory_format_of
 
 
 class RevBiFPNPyramid(nn.Module):
@@ -84,6 +43,7 @@ class RevBiFPNPyramid(nn.Module):
         reversible: False keeps all activations, as an ordinary network ("stored mode"); same weights, same gradients.
         exact: rebuild activations bit for bit (see :mod:`revbifpn.reversible.exact`); "auto" does in half precision.
         exact_bits: fractional bits of the exact mode's grid.
+        activation_budget: see :meth:`set_activation_budget`; other than 0, it decides in place of ``reversible``.
         memory_format: what it computes in: "channels_last", "contiguous", "keep" for that of the images, or "auto" for
             channels_last on a CPU, which is faster there, and for that of the images elsewhere. What is returned is laid out
             as the images are. Weights need not be converted.
@@ -103,6 +63,7 @@ class RevBiFPNPyramid(nn.Module):
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        activation_budget: float | str = 0,
         memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__()
@@ -120,6 +81,9 @@ class RevBiFPNPyramid(nn.Module):
         )
         self._readouts: dict[tuple[int, ...], ReadOut] = {}
         self.apply(init_weights)
+        self._unplanned: float | int = 0.0  # a budget whose plan waits for the first images
+        if activation_budget:
+            self.set_activation_budget(activation_budget)
 
     @property
     def memory_format(self) -> MemoryFormat:
@@ -154,7 +118,9 @@ class RevBiFPNPyramid(nn.Module):
             streams = self.forward_body(image)
             return tuple(self.neck[level](streams[level]) for level in levels)
         self._check_image(image)
-        outputs: tuple[Tensor, ...] = self.body(self.stem(image), readout=self._readout(tuple(levels)))
+        if self._unplanned and self.training and torch.is_grad_enabled():
+            self._take_budget(self._unplanned, image)
+        outputs: tuple[Tensor, ...] = self.body(self.stem(image), readout=self.readout(tuple(levels)))
         return outputs
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -167,11 +133,60 @@ class RevBiFPNPyramid(nn.Module):
             return tuple(levels)
         return tuple(in_format(level, memory_format_of(image)) for level in levels)
 
-    def _readout(self, levels: tuple[int, ...]) -> ReadOut:
+    def readout(self, levels: tuple[int, ...]) -> ReadOut:
         """The neck of some levels, as the end of the body's pass."""
-        if levels not in self._readouts:
-            self._readouts[levels] = ReadOut([(level, self.neck[level]) for level in levels], len(STRIDES))
-        return self._readouts[levels]
+        modules = [(level, self.neck[level]) for level in levels]
+        readout = self._readouts.get(levels)
+        if readout is None or readout.modules != modules:
+            readout = self._readouts[levels] = ReadOut(modules, len(STRIDES), "the neck")
+        return readout
+
+    def set_activation_budget(
+        self, budget: float | str, image_size: int | tuple[int, int] | None = None, batch: int | None = None
+    ) -> Budget | None:
+        """Choose how much activation memory training may take: edges are stored, not rebuilt, while it lasts.
+
+        Activation memory is what is alive at most in forward and backward of this model, less the parameters' gradients.
+        Gradients are the same at every budget: up to rounding, or bit for bit in exact mode.
+
+        Args:
+            budget: 0 for reversible mode, 1 for stored mode; between them a fraction of what stored mode takes; or bytes, as
+                a number or as a text such as ``"2 GiB"``.
+            image_size: side of the images, or height and width, that the choice is made for.
+            batch: how many of them are in a step. Without both, the first training step makes the choice for its own images.
+                Other sizes later make their own choice within the same bytes, or fraction.
+
+        Returns:
+            The choice, which prints as a table; None where there is nothing to choose, or not yet.
+
+        Raises:
+            BudgetError: for what is no budget, or less than the minimum, which the message says; or for a size of images
+                without a batch.
+        """
+        asked = read_budget(budget)
+        if (image_size is None) != (batch is None):
+            raise BudgetError("an activation budget is planned for a size of images and a batch: give both, or neither")
+        self._unplanned, self.body.budget = 0.0, None
+        set_reversible(self, asked != 1.0)
+        if asked in (0.0, 1.0):
+            return None
+        if image_size is None or batch is None:
+            self._unplanned = asked
+            return None
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        images = torch.empty(batch, self.in_chans, height, width, device="meta")
+        if any(memory_format_of(param) is torch.channels_last for param in self.parameters()):
+            images = images.to(memory_format=torch.channels_last)
+        return self._take_budget(asked, images)
+
+    def _take_budget(self, asked: float | int, images: Tensor) -> Budget:
+        """Plan for such images."""
+        self._unplanned = 0.0
+        plan = plan_budget(self, asked, images)
+        if plan.limit >= plan.stored:
+            set_reversible(self, False)
+        self.body.budget = plan
+        return plan
 
     def keep_levels(self, levels: Iterable[int]) -> None:
         """Drop what only serves other levels: their neck, and the edges of the last silo that lead to nothing kept.
@@ -256,26 +271,6 @@ class RevBiFPNPyramid(nn.Module):
             )
 
 
-def trace_for_script(module: nn.Module, in_chans: int) -> nn.Module:
-    """What ``torch.jit.script`` compiles in place of ``module``: its trace on one small image, for any batch and size.
-
-    Nothing in these models depends on the image's values, so the trace is the whole computation, in eval mode.
-
-    Raises:
-        RuntimeError: in training mode, whose running statistics and random numbers a trace would freeze.
-    """
-    if module.training:
-        raise RuntimeError(f"torch.jit.script({type(module).__name__}) is for inference: call eval() on the model first")
-    like = next(module.parameters())
-    image = torch.zeros(1, in_chans, SIZE_DIVISOR, SIZE_DIVISOR, device=like.device, dtype=like.dtype)
-    with warnings.catch_warnings():
-        # The checks of shapes become part of no trace, which is what the warnings say.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(module, image, check_trace=False)
-    return nn.Sequential(traced)  # torch.jit.script refuses what is compiled already, but not around it
-
-
 def _drop_edges(nested: nn.ModuleDict, is_needed: Callable[[int], bool]) -> None:
     """Drop edges by their target stream."""
     for source, edges in list(nested.items()):
@@ -285,54 +280,3 @@ def _drop_edges(nested: nn.ModuleDict, is_needed: Callable[[int], bool]) -> None
                 del edges[target]
         if not edges:
             del nested[source]
-
-
-def _body_layers(
-    variant: Variant, drop_path_rate: float, memory_format: MemoryFormat
-) -> list[SpaceToDepth | StreamWise | RevSilo]:
-    """Stem, then for each stage the RevBlocks of its streams and its silo."""
-    layers: list[SpaceToDepth | StreamWise | RevSilo] = [SpaceToDepth(STRIDES[0], memory_format)]
-    for stage in range(variant.num_stages):
-        num_inputs = min(stage + 1, len(STRIDES))
-        num_outputs = min(stage + 2, len(STRIDES))
-        drop_path = drop_path_rate * (stage + 1) / variant.num_stages
-        layers.append(StreamWise([_rev_block(variant, s, drop_path) for _ in range(NUM_BLOCKS)] for s in range(num_inputs)))
-        layers.append(_rev_silo(variant, num_inputs, num_outputs, drop_path))
-    return layers
-
-
-def _rev_block(variant: Variant, stream: int, drop_path: float) -> RevBlock:
-    spec, channels = STREAMS[stream], variant.channels[stream]
-    first = channels // 2
-    second = channels - first
-
-    def half(source: int, target: int) -> MBConv:
-        return MBConv(source, target, spec.kernel, expand=spec.expand, se_ratio=spec.se_ratio, drop_path=drop_path)
-
-    return RevBlock(half(first, second), half(second, first))
-
-
-def _rev_silo(variant: Variant, num_inputs: int, num_outputs: int, drop_path: float) -> RevSilo:
-    channels = variant.channels
-
-    def down(i: int, j: int) -> nn.Module:
-        stride = STRIDES[j] // STRIDES[i]
-        # An edge that creates a stream has nothing beside it to keep a dropped sample alive.
-        rate = drop_path if j < num_inputs else 0.0
-        spec = STREAMS[i]
-        return MBConv(channels[i], channels[j], 2 * stride - 1, stride, spec.expand, spec.se_ratio, rate)
-
-    def up(i: int, j: int) -> nn.Module:
-        spec = STREAMS[j]
-        mbconv = MBConv(channels[i], channels[j], STREAMS[i].up_kernel, 1, spec.expand, spec.se_ratio, drop_path)
-        return UpEdge(mbconv, STRIDES[i] // STRIDES[j])
-
-    def edges(make: Callable[[int, int], nn.Module], pairs: list[tuple[int, int]]) -> dict[tuple[int, int], nn.Module]:
-        return {pair: make(*pair) for pair in pairs}
-
-    streams = range(num_outputs)
-    return RevSilo(
-        down=edges(down, [(i, j) for i in range(num_inputs) for j in streams if i < j]),
-        up=edges(up, [(i, j) for i in streams for j in streams if i > j]),
-        num_inputs=num_inputs,
-    )

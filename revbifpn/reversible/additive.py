@@ -6,21 +6,23 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revbifpn.reversible.exact import round_to_grid
-from revbifpn.reversible.forms import Replay, Setting, is_unusual, own_dtype, without_autocast
+from revbifpn.reversible.forms import Setting, is_unusual, own_dtype, without_autocast
 from revbifpn.reversible.layers import Held, Reversed, ReversibleLayer
+from revbifpn.reversible.parts import Parts, join_parts, present, split
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.plan import Coupling, Plan, Planned, Wiring
-from revbifpn.reversible.streams import Streams, check_count, memory_format_of
+from revbifpn.reversible.streams import Streams
 
-#: For each coupling, whether its edge is stored.
-Choice = Sequence[bool]
+#: The edges that are stored, or whether all are.
+Choice = Set[nn.Module] | bool
 
 
 class AdditiveLayer(ReversibleLayer):
@@ -47,7 +49,7 @@ class AdditiveLayer(ReversibleLayer):
 
     def plan(self) -> Plan:
         """The plan for the layer as it is now."""
-        return self._planned.get(lambda: Plan(self.wiring()), lambda plan: plan.structure)
+        return self._planned.get(lambda: Plan(self.wiring(), [self]), lambda plan: plan.structure)
 
     def forget_edges(self) -> None:
         """Make the next plan anew; to be called where edges were replaced."""
@@ -72,24 +74,21 @@ class AdditiveLayer(ReversibleLayer):
 
     def inverse(self, *streams: Tensor) -> Streams:
         name, wiring = type(self).__name__, self.wiring()
-        parts = _split(streams, wiring.outputs, wiring.num_parts, f"{name}.inverse")
+        parts = split(streams, wiring.outputs, wiring.num_parts, f"{name}.inverse")
         kept = {part for stream in wiring.inputs for part in stream}
         for coupling in reversed(wiring.couplings):
             if coupling.target in kept:
-                source, target = _present(parts[coupling.source]), _present(parts[coupling.target])
+                source, target = present(parts[coupling.source]), present(parts[coupling.target])
                 with _named(name, coupling, source):
                     value = coupling.edge(source)
                 _check_shape(name, coupling, value, target)
                 parts[coupling.target] = target - _settle(value, target.dtype, self.exact_bits)
-        return tuple(_present(stream) for stream in _join(parts, wiring.inputs))
+        return tuple(present(stream) for stream in join_parts(parts, wiring.inputs))
 
-    def begin(self, setting: Setting, store: Choice | bool = False) -> AdditiveRun:
-        """Begin a pass.
-
-        Args:
-            store: for each coupling, or for all, whether its edge is stored.
-        """
-        return AdditiveRun(type(self).__name__, self.plan(), setting, store)
+    def begin(self, setting: Setting, store: Choice = False) -> AdditiveRun:
+        """Begin a pass in which some edges are stored."""
+        with modules_in_use:
+            return AdditiveRun(type(self).__name__, self.plan(), setting, store)
 
 
 def transform(
@@ -111,19 +110,18 @@ def transform(
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     dense = not traced and not any(stream.requires_grad for stream in streams)
-    parts = _split(streams, wiring.inputs, wiring.num_parts, name, dense)
+    parts = split(streams, wiring.inputs, wiring.num_parts, name, dense)
     in_place &= dense
     mine = {part for stream in wiring.inputs if in_place and (owned or len(stream) > 1) for part in stream}
     dtype = streams[0].dtype
     for index, coupling in enumerate(wiring.couplings):
-        source, target = _present(parts[coupling.source]), parts[coupling.target]
+        source, target = present(parts[coupling.source]), parts[coupling.target]
         with _named(name, coupling, source):
             if coupling.target in mine and bits is None and hasattr(coupling.edge, "add_to") and not is_unusual(coupling.edge):
                 cast(Any, coupling.edge).add_to(source, target)
                 continue
             value = value_of(index, coupling, source)
-        if target is not None:
-            _check_shape(name, coupling, value, target)
+        _check_shape(name, coupling, value, target)
         value = _settle(value, dtype, bits)
         if target is None:
             parts[coupling.target] = value
@@ -134,18 +132,20 @@ def transform(
             parts[coupling.target] = target + value
             if in_place:
                 mine.add(coupling.target)
-    return tuple(_present(stream) for stream in _join(parts, wiring.outputs))
+    return tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
 
 
 class AdditiveRun:
     """One pass of a layer of couplings."""
 
-    def __init__(self, name: str, plan: Plan, setting: Setting, store: Choice | bool) -> None:
+    def __init__(self, name: str, plan: Plan, setting: Setting, store: Choice) -> None:
         self.name, self.plan, self.setting = name, plan, setting
         self.bits = setting.bits if plan.invertible else None  # what is read out is no stream
-        count = len(plan.forms)
-        stored = [store] * count if isinstance(store, bool) else store
-        self.runs = [form.begin(setting, keep) for form, keep in zip(plan.forms, stored, strict=True)]
+        if isinstance(store, bool):
+            self.runs = [form.begin(setting, store) for form in plan.forms]
+        else:
+            stored = [plan.lean and coupling.edge in store for coupling in plan.wiring.couplings]
+            self.runs = [form.begin(setting, keep) for form, keep in zip(plan.forms, stored, strict=True)]
         by_edge = plan.parameters()
         self.needs = [any(param.requires_grad for param in params) for params in by_edge]
         # The last edge's parameters come first: where edges share one, autograd then adds in the plain network's order.
@@ -161,12 +161,12 @@ class AdditiveRun:
 
     def _record(self, streams: Streams, owned: bool) -> Streams:
         plan, wiring = self.plan, self.plan.wiring
-        parts = _split(streams, wiring.inputs, wiring.num_parts, self.name, dense=True)
+        parts = split(streams, wiring.inputs, wiring.num_parts, self.name, dense=True)
         mine = {part: owned or len(stream) > 1 for stream in wiring.inputs for part in stream}
         dtype = streams[0].dtype
         del streams
         for run, coupling in zip(self.runs, wiring.couplings, strict=True):
-            source, target = _present(parts[coupling.source]), parts[coupling.target]
+            source, target = present(parts[coupling.source]), parts[coupling.target]
             with _named(self.name, coupling, source):
                 value = run.record(source)
             self.shapes.append((value.shape, value.dtype, value.device))
@@ -179,7 +179,7 @@ class AdditiveRun:
             mine[coupling.target] = True
             del value, source, target
         self.setting.move_counters()
-        outputs = tuple(_present(stream) for stream in _join(parts, wiring.outputs))
+        outputs = tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
         # Aliases: autograd takes an output that is also an input for untouched.
         return tuple(output.detach() for output in outputs)
 
@@ -203,8 +203,8 @@ class AdditiveRun:
     ) -> Reversed:
         plan, wiring = self.plan, self.plan.wiring
         value_wiring = wiring.outputs if plan.invertible else wiring.inputs
-        values = _Parts(outputs, value_wiring, wiring.num_parts)
-        part_grads = _Parts(grads, wiring.outputs, wiring.num_parts)
+        values = Parts(outputs, value_wiring, wiring.num_parts)
+        part_grads = Parts(grads, wiring.outputs, wiring.num_parts)
         needed = self._source_needs(needs)
         edge_params, edge_kept = _cut(params, reversed(self.counts)), _cut(kept, self.kept_counts)
         edge_params.reverse()
@@ -216,7 +216,7 @@ class AdditiveRun:
             differentiate = grad is not None and (needed[index] or self.needs[index])
             if not differentiate and t in plan.created:
                 continue
-            source = _present(values.tensors[s])
+            source = present(values.tensors[s])
             with _named(self.name, coupling, source):
                 replay = self.runs[index].replay(
                     source, edge_params[index], edge_kept[index], grad if differentiate else None, needed[index]
@@ -224,7 +224,7 @@ class AdditiveRun:
                 replay.fresh = part_grads.tensors[s] is None
                 target = None if t in plan.created else values.own(t)
                 for rows, value in replay.values():
-                    self._check_replayed(index, coupling, value)
+                    self._check_replayed(index, coupling, rows, value)
                     if target is not None:
                         target[rows].sub_(_settled(value, target.dtype, self.bits))
                     del value
@@ -263,105 +263,15 @@ class AdditiveRun:
             part_needs[coupling.target] |= part_needs[coupling.source] or trains
         return source_needs
 
-    def _check_replayed(self, index: int, coupling: Coupling, value: Tensor) -> None:
+    def _check_replayed(self, index: int, coupling: Coupling, rows: slice, value: Tensor) -> None:
         shape, dtype, device = self.shapes[index]
-        if value.shape[1:] != shape[1:] or value.dtype != dtype or value.device != device:
+        expected = (len(range(*rows.indices(shape[0]))), *shape[1:]) if shape else shape
+        if value.shape != expected or value.dtype != dtype or value.device != device:
             raise RuntimeError(
-                f"{self.name}'s edge {coupling.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
-                f"backward pass and {tuple(shape)}, {dtype} on {device} in the forward pass: an edge has to be a function of "
-                "its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
+                f"edge {coupling.name} of {self.name} returned {tuple(value.shape)}, {value.dtype} on {value.device} in the "
+                f"backward pass and {tuple(expected)}, {dtype} on {device} in the forward pass: an edge has to be a function "
+                "of its input, parameters and buffers. Take out what differs between two calls, or set reversible=False"
             )
-
-
-class _Parts:
-    """Values or gradients of a layer's parts in its backward pass."""
-
-    def __init__(self, held: Held, wiring: Sequence[tuple[int, ...]], count: int) -> None:
-        self.tensors: list[Tensor | None] = [None] * count
-        self.owned = [False] * count
-        for index, parts in enumerate(wiring):
-            tensor, held.tensors[index] = held.tensors[index], None
-            if len(parts) == 1:
-                self.tensors[parts[0]], self.owned[parts[0]] = tensor, held.owned[index]
-            elif tensor is not None:
-                for part, half in zip(parts, _halves(tensor, dense=True), strict=True):
-                    self.tensors[part], self.owned[part] = half, True
-            del tensor
-
-    def own(self, part: int) -> Tensor:
-        """The part's tensor, in memory that may be overwritten."""
-        if not self.owned[part]:
-            self.tensors[part], self.owned[part] = _present(self.tensors[part]).clone(), True
-        return _present(self.tensors[part])
-
-    def add(self, part: int, like: Tensor, replay: Replay, wanted: bool) -> None:
-        """Add the gradient that a replay finds to the part's. It is run through also where it is not wanted."""
-        fresh = self.tensors[part] is None
-        total: Tensor | None = None
-        for rows, chunk in replay.gradients():
-            if not wanted:
-                continue
-            if not fresh:
-                self._add_chunk(part, rows, chunk)
-            elif chunk.shape[0] == like.shape[0]:
-                total = chunk.to(like.dtype)
-            elif replay.source_grad() is None:
-                total = torch.empty_like(like) if total is None else total
-                total[rows] = chunk
-            del chunk
-        if fresh and wanted:
-            self.tensors[part] = replay.source_grad() if total is None else total
-            self.owned[part] = True
-
-    def _add_chunk(self, part: int, rows: slice, chunk: Tensor) -> None:
-        if chunk.shape[0] == _present(self.tensors[part]).shape[0] and not self.owned[part]:
-            self.tensors[part], self.owned[part] = self.tensors[part] + chunk, True  # type: ignore[operator]
-        else:
-            self.own(part)[rows].add_(chunk)
-
-    def join(self, wiring: Sequence[tuple[int, ...]]) -> Held:
-        """The streams that the parts make up; the parts are let go."""
-        joined = Held([], [])
-        for parts in wiring:
-            tensors = [self.tensors[part] for part in parts]
-            for part in parts:
-                self.tensors[part] = None
-            joined.tensors.append(_join_parts(tensors))
-            joined.owned.append(len(parts) > 1 or self.owned[parts[0]])
-        return joined
-
-
-def _split(
-    streams: Sequence[Tensor], wiring: Sequence[tuple[int, ...]], count: int, where: str, dense: bool = False
-) -> list[Tensor | None]:
-    """Streams -> parts; None for a part that the couplings create."""
-    check_count(streams, len(wiring), where)
-    parts: list[Tensor | None] = [None] * count
-    for stream, of_stream in zip(streams, wiring, strict=True):
-        for part, tensor in zip(of_stream, [stream] if len(of_stream) == 1 else _halves(stream, dense), strict=True):
-            parts[part] = tensor
-    return parts
-
-
-def _join(parts: list[Tensor | None], wiring: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
-    return [_join_parts([parts[part] for part in of_stream]) for of_stream in wiring]
-
-
-def _halves(stream: Tensor, dense: bool) -> list[Tensor]:
-    """The two halves of a stream's channels; ``dense``: each in memory of its own, as operators want it."""
-    if stream.shape[1] % 2:
-        raise ValueError(f"RevBlock: the number of channels must be even to be split in halves, got {stream.shape[1]}")
-    halves = list(stream.chunk(2, dim=1))
-    if not dense:
-        return halves
-    return [torch.clone(half, memory_format=memory_format_of(stream)) for half in halves]
-
-
-def _join_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
-    if len(parts) == 1 or all(part is None for part in parts):
-        return parts[0]
-    known = next(part for part in parts if part is not None)
-    return torch.cat([torch.zeros_like(known) if part is None else part for part in parts], dim=1)
 
 
 def _settle(value: Tensor, dtype: torch.dtype, bits: int | None) -> Tensor:
@@ -386,19 +296,21 @@ def _named(name: str, coupling: Coupling, source: Tensor) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"raised in {name}'s edge {coupling.name}, which got a tensor of shape {tuple(source.shape)}")
+        error.add_note(f"raised in edge {coupling.name} of {name}, which got a tensor of shape {tuple(source.shape)}")
         raise
 
 
-def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor) -> None:
+def _check_shape(name: str, coupling: Coupling, value: Tensor, target: Tensor | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: edge {coupling.name} returned {type(value).__name__}, but an edge has to return one tensor")
+    if target is None:
+        return
     if value.shape != target.shape:
         raise ValueError(
             f"{name}: edge {coupling.name} returned shape {tuple(value.shape)}, its target stream has {tuple(target.shape)}"
         )
-
-
-def _present(part: Tensor | None) -> Tensor:
-    assert part is not None, "a coupling reads a stream before anything created it"
-    return part
+    if value.device != target.device:
+        raise ValueError(
+            f"{name}: edge {coupling.name} returned a tensor on {value.device}, its target stream is on {target.device}: "
+            "move the edge's parameters or its output there"
+        )

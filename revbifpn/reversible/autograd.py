@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from revbifpn.reversible.layers import Held
+from revbifpn.reversible.refusals import are_batched
 from revbifpn.reversible.streams import Streams
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class LinkFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
         link: Link = ctx.link
         owner = link.owner
-        if owner.stored and torch.is_grad_enabled():
+        if owner.stored and (torch.is_grad_enabled() or are_batched(grads)):
             return (None, *_differentiable(link, ctx, grads))
-        check_backward("reversible layers")
+        check_backward("reversible layers", grads)
         saved = ctx.saved_tensors
         num_saved, num_kept = ctx.counts
         kept, params = saved[num_saved : num_saved + num_kept], saved[num_saved + num_kept :]
@@ -82,16 +83,20 @@ class LinkFunction(torch.autograd.Function):
 
 
 def _differentiable(link: Link, ctx: Any, grads: Grads) -> list[Tensor | None]:
-    """Gradients with a graph of their own, for derivatives of derivatives: the layer once more, as ordinary operations."""
+    """Gradients by ordinary operations, for derivatives of derivatives and batches of gradients: the layer once more."""
     saved = ctx.saved_tensors
     num_saved, num_kept = ctx.counts
     streams, params = saved[num_saved - link.num_streams : num_saved], saved[num_saved + num_kept :]
-    outputs = link.run.differentiable(streams, params)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = link.run.differentiable(streams, params)
     used = [i for i, output in enumerate(outputs) if grads[i] is not None and output.requires_grad]
     needs = ctx.needs_input_grad[1:]
     wanted = [tensor for tensor, need in zip((*streams, *params), needs, strict=True) if need]
     found = iter(
-        torch.autograd.grad([outputs[i] for i in used], wanted, [grads[i] for i in used], create_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            [outputs[i] for i in used], wanted, [grads[i] for i in used], create_graph=create_graph, allow_unused=True
+        )
     )
     return [next(found) if need else None for need in needs]
 
@@ -117,21 +122,28 @@ class RecomputeFunction(torch.autograd.Function):
             return (None, *(None for _ in needs))
         saved = ctx.saved_tensors
         tensors, kept = saved[: len(needs)], saved[len(needs) :]
-        if recomputed.stored and torch.is_grad_enabled():
+        if recomputed.stored and (torch.is_grad_enabled() or are_batched(grads)):
             wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-            output = recomputed.differentiable(tensors)
-            found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=True, allow_unused=True))
+            create_graph = torch.is_grad_enabled()
+            with torch.enable_grad():
+                output = recomputed.differentiable(tensors)
+            found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=create_graph, allow_unused=True))
             return (None, *(next(found) if need else None for need in needs))
-        check_backward("a recomputed module")
+        check_backward("a recomputed module", grads)
         return (None, *recomputed.gradients(tensors, kept, grads[0], needs))
 
 
-def check_backward(what: str) -> None:
+def check_backward(what: str, grads: Grads) -> None:
     """Refuse the backward passes that a replay cannot serve.
 
     Raises:
-        RuntimeError: for double backward, and inside ``torch.inference_mode()``.
+        RuntimeError: for double backward, for a batch of backward passes at once, and inside ``torch.inference_mode()``.
     """
+    if are_batched(grads):
+        raise RuntimeError(
+            f"several backward passes at once through {what} (is_grads_batched=True, jacobian(vectorize=True)) are not "
+            "supported: set reversible=False on the model for them, or take one after the other"
+        )
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"double backward through {what} is not supported (create_graph=True was asked for): "

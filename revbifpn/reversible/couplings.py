@@ -19,6 +19,9 @@ class RevSilo(AdditiveLayer):
         forward    y_j = x_j + sum_{i<j} down_ij(x_i)            z_j = y_j + sum_{i>j} up_ij(y_i)
         inverse    y_j = z_j - sum_{i>j} up_ij(y_i)  for j = N-2 .. 0     x_j = y_j - sum_{i<j} down_ij(x_i)  for j = 1 .. N-1
 
+    In training, memory is saved only inside a :class:`.ReversibleSequential`. A silo that is called by itself stores what
+    autograd keeps of each edge (the input of every convolution, norm and activation in it); its sums add nothing to that.
+
     Args:
         down: ``{(i, j): module}`` with i < j; the module maps stream i to the shape of stream j.
         up: ``{(i, j): module}`` with i > j.
@@ -73,6 +76,9 @@ class RevBlock(AdditiveLayer):
         forward    y1 = x1 + f(x0)      y0 = x0 + g(y1)
         inverse    x0 = y0 - g(y1)      x1 = y1 - f(x0)
 
+    In training, memory is saved only inside a :class:`.ReversibleSequential`. A block that is called by itself stores what
+    autograd keeps of ``f`` and ``g`` (the input of every convolution, norm and activation in them); its sums add nothing.
+
     Args:
         f: maps the first half to the shape of the second.
         g: maps the second half to the shape of the first.
@@ -90,7 +96,7 @@ class RevBlock(AdditiveLayer):
 class StreamWise(AdditiveLayer):
     """Chains of :class:`RevBlock`, one chain for each stream, as one layer.
 
-    The halves of a stream are split once for its whole chain.
+    The halves of a stream are split once for its whole chain. Called by itself in training, it stores what its blocks do.
 
     Args:
         chains: for each stream its blocks; an empty chain leaves the stream as it is.

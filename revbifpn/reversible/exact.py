@@ -12,12 +12,15 @@ or images), since ordinary reversal is off by percents there; in float32 it reve
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from revbifpn.reversible.refusals import are_transforms_active
 
 #: Steps of 2**-13 = 1.2e-4, exact below 2**11 = 2048 in float32: batch-normalised edges add values of order one.
 DEFAULT_BITS = 13
@@ -43,15 +46,27 @@ def half_precision_text(dtype: torch.dtype) -> str:
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """Round to multiples of ``2**-bits``; the gradient passes straight through."""
+    """Round to multiples of ``2**-bits``; the derivative passes straight through, whoever takes it."""
 
     @staticmethod
-    def forward(ctx: object, value: Tensor, bits: int) -> Tensor:
+    def forward(value: Tensor, bits: int) -> Tensor:
         return _round(value, bits)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+    @staticmethod
+    def jvp(ctx: object, *tangents: Tensor | None) -> Tensor | None:
+        return tangents[0]
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple[int, None], value: Tensor, bits: int) -> tuple[Tensor, int]:
+        return round_to_grid(value, bits), in_dims[0]
 
 
 def _round(value: Tensor, bits: int) -> Tensor:
@@ -69,7 +84,7 @@ def round_to_grid(value: Tensor, bits: int) -> Tensor:
             f"exact reversal needs float32 or float64 streams, got {value.dtype}: put the layer into a ReversibleSequential, "
             "which keeps its streams in float32, or set exact=False"
         )
-    if torch.is_grad_enabled() and value.requires_grad:
+    if (torch.is_grad_enabled() and value.requires_grad) or are_transforms_active():
         rounded: Tensor = _RoundToGrid.apply(value, bits)
         return rounded
     return _round(value, bits)
@@ -89,7 +104,7 @@ class Reports:
 
     def __init__(self) -> None:
         self.said: set[str] = set()
-        self._pending: list[tuple[Tensor, torch.cuda.Event, Callable[[list[float]], None]]] = []
+        self._pending: deque[tuple[Tensor, torch.cuda.Event, Callable[[list[float]], None]]] = deque()
 
     def warn(self, about: str, message: str, category: type[Warning]) -> None:
         """Warn, if nothing was said ``about`` this before."""
@@ -104,19 +119,25 @@ class Reports:
         if found.device.type != "cuda":
             tell(found.tolist())
         elif not torch.cuda.is_current_stream_capturing():  # a graph's replays would not call back
-            host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+            host = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True).copy_(found, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
             self._pending.append((host, event, tell))
 
     def collect(self) -> None:
         """Read what has arrived."""
-        while self._pending and self._pending[0][1].query():
-            host, _, tell = self._pending.pop(0)
+        for _ in range(len(self._pending)):
+            try:
+                host, event, tell = self._pending.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if not event.query():
+                self._pending.appendleft((host, event, tell))
+                return
             tell(host.tolist())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"said": set(self.said), "_pending": []}
+        return {"said": set(self.said), "_pending": deque()}
 
 
 class ExactMonitor:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,13 @@ def own_dtype(edge: nn.Module, x: Tensor, setting: Setting) -> Tensor:
     return x.to(dtype)
 
 
+class EdgeCost(NamedTuple):
+    """Of a stored edge: the bytes that it keeps, and the time that its replay saves, in bytes read or written meanwhile."""
+
+    kept: int
+    saved: float
+
+
 class Form(ABC):
     """How one edge runs in a pass. A form holds no tensor and nothing of a pass.
 
@@ -95,6 +102,14 @@ class Form(ABC):
     @abstractmethod
     def begin(self, setting: Setting, store: bool) -> Run:
         """What one pass knows of this edge; ``store`` asks it to keep what saves the replay its work."""
+
+    def cost(self, shape: Sequence[int], itemsize: int) -> EdgeCost | None:
+        """What it costs and saves to store the edge for a source of ``shape``; None if that is not known.
+
+        Args:
+            itemsize: bytes of a number.
+        """
+        return None
 
 
 class Run(ABC):

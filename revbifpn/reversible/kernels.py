@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -31,12 +32,17 @@ def _sigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * y * (1 - y)
 
 
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """Torch has no derivative of hardsigmoid's derivative, which stored mode's double backward needs."""
+    return F.relu6(x + 3) / 6 if torch.is_grad_enabled() else F.hardsigmoid(x)
+
+
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Hardswish: Activation(
         F.hardswish, lambda x: F.hardswish(x, inplace=True), lambda grad, x: _aten.hardswish_backward.default(grad, x)
     ),
     nn.Hardsigmoid: Activation(
-        F.hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True), lambda grad, x: _aten.hardsigmoid_backward.default(grad, x)
+        _hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True), lambda grad, x: _aten.hardsigmoid_backward.default(grad, x)
     ),
     nn.ReLU: Activation(torch.relu, torch.relu_, lambda grad, x: _aten.threshold_backward.default(grad, x, 0)),
     nn.SiLU: Activation(F.silu, lambda x: F.silu(x, inplace=True), lambda grad, x: _aten.silu_backward.default(grad, x)),
@@ -61,7 +67,7 @@ def conv(module: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     On a CPU oneDNN is slow to call: a pointwise convolution in channels_last is a product of matrices, and a depthwise one of
     a single pixel scales it.
     """
-    if x.device.type == "cpu":
+    if device_type(x) == "cpu":
         if _is_pointwise(module, x):
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
         if _is_one_pixel(module, x):
@@ -76,7 +82,7 @@ def conv_backward(
     if not (wants_x or wants_weight):
         return None, None
     by_hand: Tensor | None = None
-    if x.device.type == "cpu":
+    if device_type(x) == "cpu":
         if _is_pointwise(module, x):
             return _pointwise_backward(grad, x, weight, wants_x, wants_weight)
         if _is_one_pixel(module, x):
@@ -190,6 +196,24 @@ def upsample_backward(grad: Tensor, scale: float, height: int, width: int) -> Te
     return dx
 
 
-def chunk_bytes(device: torch.device, frugal: bool) -> int:
+def chunk_bytes(like: Tensor, frugal: bool) -> int:
     """How large a tensor should be for a call of its own: it fits a core's cache, or fills the device."""
-    return (2**20 if device.type == "cpu" else 2**23) >> (2 * frugal)
+    return (2**20 if device_type(like) == "cpu" else 2**22) >> (2 * frugal)
+
+
+_stands_for: list[str] = []
+
+
+def device_type(tensor: Tensor) -> str:
+    """``"cpu"``, ``"cuda"``, ...: where the tensor is, or would be in the step that is predicted with it."""
+    return _stands_for[-1] if _stands_for else tensor.device.type
+
+
+@contextmanager
+def standing_for(device: str) -> Iterator[None]:
+    """While active, all tensors stand for tensors on a device: what runs on them is what would run there."""
+    _stands_for.append(device)
+    try:
+        yield
+    finally:
+        _stands_for.pop()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from revbifpn.reversible.forms import Setting
 from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.streams import Streams, check_count, memory_format_of
 
 
@@ -46,9 +47,11 @@ class LayerRun(Protocol):
     """One pass of one layer.
 
     Attributes:
+        name: of the layer, for messages.
         params: the layer's parameters in this pass, in the order of :attr:`Reversed.param_grads`.
     """
 
+    name: str
     params: list[Tensor]
 
     def record(self, streams: Streams, owned: bool) -> Streams:
@@ -117,7 +120,8 @@ class ReversibleLayer(nn.Module):
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
-        return any(param.requires_grad for param in self.parameters())
+        with modules_in_use:
+            return any(param.requires_grad for param in self.parameters())
 
 
 class SpaceToDepth(ReversibleLayer):
@@ -176,6 +180,7 @@ class _Permutation:
 
     def __init__(self, layer: SpaceToDepth) -> None:
         self.layer = layer
+        self.name = type(layer).__name__
         self.params: list[Tensor] = []
 
     def record(self, streams: Streams, owned: bool) -> Streams:

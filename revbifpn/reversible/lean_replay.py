@@ -23,7 +23,8 @@ from torch import Tensor
 from revbifpn.reversible import kernels
 from revbifpn.reversible.forms import Replay
 from revbifpn.reversible.kernels import cast
-from revbifpn.reversible.lean import Affine, ChainRun, Gate, Unit, gate_grads
+from revbifpn.reversible.lean import ChainRun
+from revbifpn.reversible.lean_parts import Affine, Gate, Unit, gate_grads
 
 
 class _ChainReplay(Replay):
@@ -86,10 +87,11 @@ class _ChainReplay(Replay):
 
     def _through_gate_and_act(self, index: int, dy: Tensor, inner: _Inner) -> Tensor:
         """Gradient of a unit's output -> of its ``u``."""
+        act = self.form.units[index].act
         if inner.gate is not None:
-            dy, left = inner.gate.backward(dy, inner.a)
+            dy, left = inner.gate.backward(dy, act.apply(inner.u) if inner.a is None else inner.a)
             self.gate_parts.setdefault(index, []).append(left)
-        return self.form.units[index].act.backward(dy, inner.u)
+        return act.backward(dy, inner.u)
 
     def _needs_grads_up_to(self) -> int:
         """The first unit that any wanted gradient needs; none before it is differentiated."""
@@ -103,11 +105,10 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Inner(NamedTuple):
-    """What a unit computes after its norm."""
+    """What is kept of a unit after its norm; without ``a``, which is ``act(u)``, that is computed again."""
 
     u: Tensor
-    a: Tensor
-    y: Tensor
+    a: Tensor | None
     gate: Gate | None
 
 
@@ -128,8 +129,9 @@ class WholeReplay(_ChainReplay):
             y = a if gate is None else a * gate.of(a)
             self.inputs.append(x)
             self.zs.append(z)
-            self.inners.append(_Inner(u, a, y, gate))
+            self.inners.append(_Inner(u, None if gate is None or self.run.setting.frugal else a, gate))
             x = y
+            del u, a, y
         yield slice(None), self._finish(x, slice(None))
 
     def _normalise(self, index: int, unit: Unit, z: Tensor) -> Tensor:
@@ -147,12 +149,12 @@ class WholeReplay(_ChainReplay):
         first = self._needs_grads_up_to()
         delta = self._unfinish(slice(None), self.inners[-1].u)
         for index in reversed(range(first, len(self.form.units))):
+            self.inners.pop()  # it served for delta
             dz = self._through_norm(index, delta)
             del delta
             self.zs.pop()
             dx = self._through_conv(index, dz, self.inputs.pop())
             del dz
-            self.inners.pop()
             if index == 0:
                 if dx is not None:
                     yield slice(None), dx
@@ -205,23 +207,22 @@ class ChunkedReplay(_ChainReplay):
         for chunk, rows in enumerate(self.chunks):
             x = cast(self.source[rows], self.dtype)
             for index in range(last):
-                x = self._inner(index, chunk, self._xhat(index, chunk, x, self._keeps(index))).y
+                x, _ = self._inner(index, chunk, self._xhat(index, chunk, x, self._keeps(index)))
             xhat = self._xhat(last, chunk, x, self.grad is not None)
-            inner = self._inner(last, chunk, xhat)
+            y, inner = self._inner(last, chunk, xhat)
             del x
             if self.grad is not None:
                 self._leave(last, chunk, self._unfinish(rows, inner.u), xhat)
             del xhat
-            yield rows, self._finish(inner.y, rows)
-            del inner
+            yield rows, self._finish(y, rows)
+            del y, inner
 
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
         first = self._needs_grads_up_to()
         for index in reversed(range(first, len(self.form.units))):
             norm = self._norm_gradient(index)
             for chunk, rows in enumerate(self.chunks):
-                below = self._recompute(index - 1, chunk) if index else None
-                x = cast(self.source[rows], self.dtype) if below is None else below[1].y
+                x, below = self._recompute(index - 1, chunk) if index else (cast(self.source[rows], self.dtype), None)
                 xhat = self._xhat(index, chunk, x, keep=False)
                 self.xhats[index].pop(chunk, None)
                 delta, self.deltas[chunk] = self.deltas[chunk], None
@@ -260,25 +261,27 @@ class ChunkedReplay(_ChainReplay):
             self.xhats[index][chunk] = self._in_shared_memory(self.chunks[chunk], xhat) if last else xhat
         return xhat
 
-    def _inner(self, index: int, chunk: int, xhat: Tensor) -> _Inner:
+    def _inner(self, index: int, chunk: int, xhat: Tensor) -> tuple[Tensor, _Inner]:
+        """A unit's output in a chunk, and what its backward takes."""
         unit = self.form.units[index]
         u = self.affines[index].value(xhat, self.dtype)
         a = unit.act.apply(u)
         if unit.se is None:
-            return _Inner(u, a, a, None)
+            return a, _Inner(u, None, None)
         gate = self.gates.get((index, chunk))
         if gate is None:
             gate = self.gates[index, chunk] = Gate(unit, self.params[index][3:])
             gate.of(a)
-        return _Inner(u, a, a * gate.gate, gate)
+        return a * gate.gate, _Inner(u, a, gate)
 
-    def _recompute(self, index: int, chunk: int) -> tuple[Tensor, _Inner]:
-        """A unit's values in a chunk once more, from what is kept nearest before it."""
+    def _recompute(self, index: int, chunk: int) -> tuple[Tensor, tuple[Tensor, _Inner]]:
+        """A unit's output in a chunk once more, from what is kept nearest before it; then its ``xhat`` and :class:`_Inner`."""
         x = None
         if not self.kept and chunk not in self.xhats[index]:
-            x = self._recompute(index - 1, chunk)[1].y if index else cast(self.source[self.chunks[chunk]], self.dtype)
+            x = self._recompute(index - 1, chunk)[0] if index else cast(self.source[self.chunks[chunk]], self.dtype)
         xhat = self._xhat(index, chunk, x, keep=False)
-        return xhat, self._inner(index, chunk, xhat)
+        y, inner = self._inner(index, chunk, xhat)
+        return y, (xhat, inner)
 
     def _leave(self, index: int, chunk: int, delta: Tensor, xhat: Tensor) -> None:
         """Leave a chunk's gradient of ``u`` to the unit's own sweep, and add it to the sums that the sweep begins with."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from revbifpn.reversible.kernels import device_type
 from revbifpn.reversible.streams import memory_format_of
 
 #: "auto" computes in channels_last on a CPU, and elsewhere in what comes in, as "keep" does everywhere.
@@ -35,7 +36,7 @@ def check_memory_format(memory_format: str) -> MemoryFormat:
 def format_to_compute_in(choice: MemoryFormat, like: Tensor) -> torch.memory_format:
     """The memory format that ``choice`` means for a tensor such as ``like``."""
     if choice == "auto":
-        return torch.channels_last if like.device.type == "cpu" else memory_format_of(like)
+        return torch.channels_last if device_type(like) == "cpu" else memory_format_of(like)
     return memory_format_of(like) if choice == "keep" else _FORMATS[choice]
 
 

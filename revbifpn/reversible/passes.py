@@ -11,11 +11,12 @@ layer's streams, the gradients go through autograd as everywhere else.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revbifpn.reversible.autograd import LinkFunction
 from revbifpn.reversible.forms import Setting
@@ -60,7 +61,8 @@ class Pass:
         first: index of the pass's first layer in its chain, for messages.
         count: how many links there will be.
         stored: keep each layer's inputs and what its edges keep, instead of rebuilding them.
-        choices: for each layer, which of its edges are stored.
+        streams: what goes into the first layer.
+        keep: edges that are stored all the same.
     """
 
     def __init__(
@@ -70,13 +72,15 @@ class Pass:
         first: int,
         count: int,
         stored: bool,
-        choices: list[Choice] | None = None,
+        streams: Streams,
+        keep: Set[nn.Module] = frozenset(),
     ) -> None:
         self.setting, self.monitor, self.first, self.count = setting, monitor, first, count
-        self.stored, self.choices = stored, choices
+        self.stored = stored
+        self.store: Choice = stored or keep
         self.done = 0
         self._private = False  # whether the streams that come next were seen by nobody
-        self._streams: Streams = ()  # what the last layer returned
+        self._streams = streams  # what the last layer returned
         self._values: Held | None = None
         self._grads: Held | None = None
         self._owner = -1
@@ -92,49 +96,48 @@ class Pass:
             return self._streams
         index = self.done
         last = index == self.count - 1
-        store = self.stored if self.choices is None else self.choices[index]
         private_before = self._private and not self.stored and not layer._forward_pre_hooks
         self._private = not last and not self.stored and not hooked([layer])
         # Stored links keep their inputs for derivatives of derivatives; these are the outputs of the links before.
         saves = "both" if self.stored else "outputs" if last else ""
-        link = Link(self, index, layer.begin(self.setting, store), len(streams), saves, private_before, self._private)
-        return self._apply(link, streams)
+        run = layer.begin(self.setting, self.store)
+        run.name = self._name_of(layer)
+        return self._apply(Link(self, index, run, len(streams), saves, private_before, self._private), streams)
 
     def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
         """End the chain: its streams go through a module each."""
         if self.stored and not readout.is_lean():
             return readout.transform(streams, self.setting)
         private_before = self._private
-        store = self.stored if self.choices is None else self.choices[self.done]
-        run = readout.begin(replace(self.setting, frugal=not self.stored), store)
-        self._streams = ()
+        run = readout.begin(replace(self.setting, frugal=not self.stored), self.store)
         return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
+
+    def end(self) -> None:
+        """The forward pass is over, or was broken off: the graph and the pass, which hold each other, let go."""
+        self._streams = ()
 
     def _apply(self, link: Link, streams: Streams) -> Streams:
         self.done += 1
-        outputs: Streams = LinkFunction.apply(link, *streams, *link.run.params)
-        self._streams = () if self.done == self.count else outputs
-        return outputs
+        self._streams = LinkFunction.apply(link, *streams, *link.run.params)
+        return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        """The streams in the precision in which the last layer returned them.
-
-        FSDP's mixed precision casts what goes into a layer; a stream that was rounded there could not be rebuilt.
-        """
+        """The streams as the last layer returned them; a stream that was changed on its way could not be rebuilt."""
         if not self._streams or len(streams) != len(self._streams):
             return streams
+        streams = uncast(streams, self._streams)
         for index, (got, returned) in enumerate(zip(streams, self._streams, strict=True)):
-            if got.dtype != returned.dtype:
-                return tuple(
-                    _Uncast.apply(got, returned.detach()) for got, returned in zip(streams, self._streams, strict=True)
-                )
-            if got is not returned and got.data_ptr() != returned.data_ptr():
+            if self.done and got is not returned and got.data_ptr() != returned.data_ptr():
                 raise RuntimeError(
-                    f"stream {index} is another tensor when it comes to reversible layer {self.first + self.done} "
-                    f"({type(layer).__name__}) than the layer before it returned, so it could not be rebuilt: no hook may "
-                    "change streams between the layers of a ReversibleSequential; set reversible=False where one has to"
+                    f"stream {index} is another tensor when it comes to reversible {self._name_of(layer)} than the layer "
+                    "before it returned, so it could not be rebuilt: no hook may change streams between the layers of a "
+                    "ReversibleSequential; set reversible=False where one has to"
                 )
         return streams
+
+    def _name_of(self, layer: ReversibleLayer) -> str:
+        """The layer that comes next, with the number that it has in the user's chain."""
+        return f"layer {self.first + self.done} ({type(layer).__name__})"
 
     # Backward
 
@@ -158,6 +161,13 @@ class Pass:
         """Take the gradients that the link after left; None if autograd carried them."""
         grads, self._grads = self._grads, None
         return grads
+
+
+def uncast(streams: Streams, returned: Streams) -> Streams:
+    """The streams in the precision in which they were ``returned``: FSDP's mixed precision casts what goes into a layer."""
+    if len(streams) != len(returned) or all(s.dtype == r.dtype for s, r in zip(streams, returned, strict=True)):
+        return streams
+    return tuple(_Uncast.apply(stream, value.detach()) for stream, value in zip(streams, returned, strict=True))
 
 
 class _Uncast(torch.autograd.Function):

@@ -7,6 +7,7 @@ differ between the two is kept in one small object for each edge and pass, never
 parameters             the second run sees those of the first, as detached leaves: hooks on the real parameters fire once
 running statistics     moved by the first run only; the second run of a training-mode norm layer has no buffers to move
 gathered statistics    SyncBatchNorm gathers across processes in the first run only (see :mod:`.statistics`)
+statistics in use      those of a norm in eval mode are copied: a training pass in between may move them
 other buffers          if the first run changed one, the second starts from a copy of its old value; one that was changed
                        in between, as by another pass, is an error
 random state           kept if the edge draws from it in the first run
@@ -22,19 +23,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.utils.parametrize as parametrize
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import _disable_current_modes
 
 from revbifpn.reversible.forms import Form, Replay, Run, Setting, own_dtype
 from revbifpn.reversible.kernels import cast
 from revbifpn.reversible.statistics import GatheredStatistics, needs_gathering
 
-#: The second run hangs stand-ins into modules; another thread must not run the same modules meanwhile.
-_modules_in_use = threading.RLock()
+#: The second run hangs stand-ins into modules; another thread must not run the same modules meanwhile, nor read what hangs
+#: in them.
+modules_in_use = threading.RLock()
+
+
+class BufferSlot(NamedTuple):
+    """A place where a buffer hangs.
+
+    Attributes:
+        owner, name: the module's dictionary and the name in it.
+        dropped: whether the replay does without the buffer.
+        changing: whether a run may change it.
+        copied: whether a later run may change it and nothing would show that, so that each run keeps a copy.
+    """
+
+    owner: dict[str, Any]
+    name: str
+    dropped: bool
+    changing: bool
+    copied: bool
 
 
 class PlainForm(Form):
@@ -48,8 +68,7 @@ class PlainForm(Form):
         super().__init__(edge)
         #: Every place where a parameter hangs, with its index among the parameters.
         self.param_slots: list[tuple[dict[str, Any], str, int]] = []
-        #: Every place where a buffer hangs; whether the replay does without; whether a run may change it.
-        self.buffer_slots: list[tuple[dict[str, Any], str, bool, bool]] = []
+        self.buffer_slots: list[BufferSlot] = []
         self.modes = [(module, module.training) for module in edge.modules()]
         self.gathers = any(needs_gathering(module) for module in edge.modules())
         index_of: dict[int, int] = {}
@@ -65,7 +84,10 @@ class PlainForm(Form):
             dropped = module.training and isinstance(module, _NormBase) and not isinstance(module, nn.SyncBatchNorm)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    self.buffer_slots.append((module._buffers, name, dropped, module.training and not dropped))
+                    changing = module.training and not dropped
+                    # torch's batch norm moves its statistics behind the back of their version counters.
+                    copied = not module.training and buffer.is_floating_point() and buffer.ndim <= 1
+                    self.buffer_slots.append(BufferSlot(module._buffers, name, dropped, changing, copied))
 
     def begin(self, setting: Setting, store: bool) -> Run:
         return PlainRun(self, setting, store)
@@ -97,7 +119,7 @@ class PlainRun(Run):
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {device.split(":")[0] for device in devices}
         ]
-        with _modules_in_use:
+        with modules_in_use:
             states = [(device, _get_random_state(device)) for device in devices]
             self._note_buffers()
             before = [x._version for x in inputs]
@@ -107,11 +129,7 @@ class PlainRun(Run):
                     stack.enter_context(self.statistics.kept())
                 output = self._first(inputs, stack)
             self._settle_buffers()
-            if [x._version for x in inputs] != before:
-                raise RuntimeError(
-                    f"{type(self.form.edge).__name__} changes its input in place, so the input cannot be rebuilt: let it work "
-                    "on a copy (no inplace=True on what comes in)"
-                )
+            self._check_unchanged(inputs, before)
             self.random_states = [(device, state) for device, state in states if _differs(state, _get_random_state(device))]
         return output
 
@@ -131,16 +149,16 @@ class PlainRun(Run):
 
     def _note_buffers(self) -> None:
         self.buffers, self.versions = [], []
-        for owner, name, dropped, changing in self.form.buffer_slots:
+        for owner, name, dropped, changing, copied in self.form.buffer_slots:
             buffer = owner[name]
-            self.buffers.append(None if dropped else buffer.clone() if changing else buffer)
+            self.buffers.append(None if dropped else buffer.clone() if changing or copied else buffer)
             self.versions.append(None if dropped else buffer._version)
 
     def _settle_buffers(self) -> None:
         """Keep a copy of the old value only of buffers that the run changed."""
-        for index, (owner, name, dropped, changing) in enumerate(self.form.buffer_slots):
-            if changing and not dropped and owner[name]._version == self.versions[index]:
-                self.buffers[index] = owner[name]
+        for index, slot in enumerate(self.form.buffer_slots):
+            if slot.changing and slot.owner[slot.name]._version == self.versions[index]:
+                self.buffers[index] = slot.owner[slot.name]
 
     def replay(
         self, source: Tensor, params: Sequence[Tensor], kept: Sequence[Tensor], grad: Tensor | None, wants_source: bool
@@ -155,7 +173,7 @@ class PlainRun(Run):
 
     def again(self, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Run the edge once more, as in :meth:`record` but with a graph if grad mode is on."""
-        for index, (owner, name, _, _) in enumerate(self.form.buffer_slots):
+        for index, (owner, name, *_) in enumerate(self.form.buffer_slots):
             seen: Tensor | None = self.buffers[index]
             if seen is None or owner.get(name) is not seen:
                 continue
@@ -168,7 +186,7 @@ class PlainRun(Run):
                     "another forward pass in training mode, so the edge would return other values now: run backward before "
                     "that pass"
                 )
-        with _modules_in_use, ExitStack() as stack:
+        with modules_in_use, ExitStack() as stack:
             stack.enter_context(_uncached())
             stack.enter_context(self._hung_in(params, self.buffers))
             for kind, enabled, dtype in self.autocast:
@@ -177,8 +195,18 @@ class PlainRun(Run):
                 stack.enter_context(self.statistics.handed_out())
             if self.random_states:
                 stack.enter_context(_random_states(self.random_states))
+            before = [x._version for x in inputs]
             own = [own_dtype(self.form.edge, x, self.setting) for x in inputs]
-            return _check_tensor(self.form.edge, self.form.edge(*own))
+            output = _check_tensor(self.form.edge, self.form.edge(*own))
+            self._check_unchanged(inputs, before)
+            return output
+
+    def _check_unchanged(self, inputs: Sequence[Tensor], versions: list[int]) -> None:
+        if [x._version for x in inputs] != versions:
+            raise RuntimeError(
+                f"{type(self.form.edge).__name__} changes its input in place, so the input cannot be rebuilt: let it work "
+                "on a copy (no inplace=True on what comes in)"
+            )
 
     @contextmanager
     def _hung_in(self, params: Sequence[Tensor], buffers: Sequence[Tensor | None] | None) -> Iterator[None]:
@@ -190,15 +218,14 @@ class PlainRun(Run):
         form = self.form
         saved = [(owner, name, owner[name]) for owner, name, _ in form.param_slots if name in owner]
         if buffers is not None:
-            saved += [(owner, name, owner[name]) for owner, name, _, _ in form.buffer_slots if name in owner]
+            saved += [(owner, name, owner[name]) for owner, name, *_ in form.buffer_slots if name in owner]
         # Compared first: assigning to a module's attribute costs more than a small edge's operators.
         switched = [(module, module.training) for module, training in form.modes if module.training != training]
         try:
             for owner, name, index in form.param_slots:
                 owner[name] = params[index]
             for slot, buffer in zip(form.buffer_slots, buffers or (), strict=False):
-                owner, name, _, changing = slot
-                owner[name] = buffer.clone() if buffer is not None and changing else buffer
+                slot.owner[slot.name] = buffer.clone() if buffer is not None and slot.changing else buffer
             for module, training in switched:
                 module.training = not training
             yield
@@ -269,7 +296,10 @@ def _check_tensor(edge: nn.Module, output: object) -> Tensor:
 
 
 def _differs(before: Tensor, after: Tensor) -> bool:
-    return not torch.equal(before, after)
+    if not torch._C._len_torch_dispatch_stack():
+        return not torch.equal(before, after)
+    with _disable_current_modes():  # such as fake tensors: random states are real all the same
+        return not torch.equal(before, after)
 
 
 @contextmanager

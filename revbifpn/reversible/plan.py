@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from revbifpn.reversible.forms import Form, lean_form
-from revbifpn.reversible.plain import PlainForm
+from revbifpn.reversible.plain import PlainForm, modules_in_use
 
 
 class Coupling(NamedTuple):
@@ -49,6 +49,9 @@ class Wiring(NamedTuple):
 class Plan:
     """The forms of a layer's edges.
 
+    Args:
+        roots: modules below which all is that the wiring was read from; by default, the edges themselves.
+
     Attributes:
         wiring: see :class:`Wiring`.
         forms: for each coupling its edge's form. All of a layer are lean or none is, so that every mode runs the same ones.
@@ -57,10 +60,10 @@ class Plan:
         invertible: whether the inputs can be rebuilt from the outputs.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Wiring, roots: Sequence[nn.Module] = ()) -> None:
         self.wiring = wiring
         edges = [coupling.edge for coupling in wiring.couplings]
-        self.structure = Structure(edges)
+        self.structure = Structure(roots or edges)
         found = [lean_form(edge) for edge in edges]
         self.lean = all(form is not None for form in found)
         self.forms: list[Form] = [form for form in found if form] if self.lean else [PlainForm(edge) for edge in edges]
@@ -86,10 +89,11 @@ class Planned(Generic[T]):
 
     def get(self, make: Callable[[], T], structure: Callable[[T], Structure]) -> T:
         """The plan, made anew if ``structure`` of the last one is not what it was."""
-        if self._plan is None or self._structure is None or not self._structure.is_unchanged():
-            self._plan = make()
-            self._structure = structure(self._plan)
-        return self._plan
+        with modules_in_use:
+            if self._plan is None or self._structure is None or not self._structure.is_unchanged():
+                self._plan = make()
+                self._structure = structure(self._plan)
+            return self._plan
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Planned[T]:
         return type(self)()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from revbifpn.reversible.additive import AdditiveRun, Choice, transform
 from revbifpn.reversible.forms import Setting, own_dtype
+from revbifpn.reversible.plain import modules_in_use
 from revbifpn.reversible.plan import Coupling, Plan, Planned, Wiring
 from revbifpn.reversible.streams import Streams
 
@@ -21,10 +22,12 @@ class ReadOut:
     Args:
         modules: for each output the stream that it is read from, and the module, which takes one tensor and returns one.
         num_streams: how many streams come in; those that no module reads end here.
+        name: of what holds the modules, for messages.
     """
 
-    def __init__(self, modules: Sequence[tuple[int, nn.Module]], num_streams: int) -> None:
+    def __init__(self, modules: Sequence[tuple[int, nn.Module]], num_streams: int, name: str = "ReadOut") -> None:
         self.modules = list(modules)
+        self.name = name
         self.num_streams = num_streams
         self._planned: Planned[Plan] = Planned()
 
@@ -45,9 +48,10 @@ class ReadOut:
         """Whether all modules have lean forms."""
         return self.plan().lean
 
-    def begin(self, setting: Setting, store: Choice | bool) -> AdditiveRun:
+    def begin(self, setting: Setting, store: Choice) -> AdditiveRun:
         """Begin a pass; see :meth:`.AdditiveLayer.begin`."""
-        return AdditiveRun("ReadOut", self.plan(), setting, store)
+        with modules_in_use:
+            return AdditiveRun(self.name, self.plan(), setting, store)
 
     def transform(self, streams: Streams, setting: Setting) -> Streams:
         """The outputs by ordinary operations."""
@@ -56,8 +60,9 @@ class ReadOut:
             value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
 
-        return transform("ReadOut", self.wiring(), streams, value_of, None)
+        return transform(self.name, self.wiring(), streams, value_of, None)
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""
-        return any(param.requires_grad for _, module in self.modules for param in module.parameters())
+        with modules_in_use:
+            return any(param.requires_grad for _, module in self.modules for param in module.parameters())

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from revbifpn.reversible.autograd import RecomputeFunction
 from revbifpn.reversible.forms import Form, Setting, autocast_dtype, lean_form, without_autocast
-from revbifpn.reversible.plain import PlainForm, PlainRun
+from revbifpn.reversible.plain import PlainForm, PlainRun, modules_in_use
 from revbifpn.reversible.plan import Planned, Structure
+from revbifpn.reversible.refusals import are_transforms_active, check_replica, refuse_transforms
 
 
 def recompute(module: nn.Module, *inputs: Tensor, store: bool = False, exact: bool = False) -> Tensor:
@@ -24,25 +25,38 @@ def recompute(module: nn.Module, *inputs: Tensor, store: bool = False, exact: bo
         *inputs: kept until backward.
         exact: make the second run's operators the first one's, in shapes too: gradients are those of ``store`` bit for bit.
         store: keep what saves the second run its work. A module without a lean form then runs as it is.
+
+    Raises:
+        RuntimeError: for a replica of ``nn.DataParallel``, and under torch.func's transforms unless ``store``.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         output: Tensor = module(*inputs)
         return output
-    planned = module.__dict__.get("_revbifpn_form")
-    if planned is None:
-        planned = module.__dict__["_revbifpn_form"] = Planned()
-    form, _ = planned.get(lambda: _make(module), lambda pair: pair[1])
-    params = form.parameters()
+    check_replica(module)
+    form, params = _form_of(module)
     lean = not isinstance(form, PlainForm)
-    if (store and not lean) or not any(t.requires_grad for t in (*inputs, *params)):
+    transformed = are_transforms_active()
+    if (store and (transformed or not lean)) or not any(t.requires_grad for t in (*inputs, *params)):
         output = module(*inputs)
         return output
+    if transformed:
+        refuse_transforms("a recomputed module")
     recomputed = Recomputed(
         form, Setting(bits=0 if exact else None, autocast=autocast_dtype(inputs[0]), frugal=not store), len(inputs), store
     )
     output = RecomputeFunction.apply(recomputed, *inputs, *params)
     recomputed.setting.move_counters()
     return output
+
+
+def _form_of(module: nn.Module) -> tuple[Form, list[Tensor]]:
+    """A module's form, and its parameters as they are now."""
+    with modules_in_use:
+        planned = module.__dict__.get("_revbifpn_form")
+        if planned is None:
+            planned = module.__dict__["_revbifpn_form"] = Planned()
+        form, _ = planned.get(lambda: _make(module), lambda pair: pair[1])
+        return form, form.parameters()
 
 
 def _make(module: nn.Module) -> tuple[Form, Structure]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,13 @@ from revbifpn.reversible.exact import (
 )
 from revbifpn.reversible.forms import Setting, autocast_dtype
 from revbifpn.reversible.layers import ReversibleLayer
-from revbifpn.reversible.passes import Pass
+from revbifpn.reversible.passes import Pass, uncast
 from revbifpn.reversible.readout import ReadOut
+from revbifpn.reversible.refusals import are_transforms_active, check_replica, refuse_transforms
 from revbifpn.reversible.streams import Streams, stream_dtype
+
+if TYPE_CHECKING:
+    from revbifpn.reversible.budget import Budget
 
 Exact = bool | Literal["auto"]
 
@@ -36,7 +41,7 @@ class ReversibleSequential(nn.Sequential):
 
     What differs from ordinary modules:
         - edges run twice a step, so forward hooks on edges fire twice, the second time in backward;
-        - double backward is refused (stored mode has it);
+        - double backward and torch.func's transforms are refused (stored mode has them), and so is ``nn.DataParallel``;
         - a gradient must enter by the outputs, not by a tensor that a hook took from between the layers.
 
     Args:
@@ -45,6 +50,9 @@ class ReversibleSequential(nn.Sequential):
         exact: put the input and all edges' outputs on a grid where sums are exact (see :mod:`.exact`); "auto" does so where
             half precision is at work in training.
         exact_bits: fractional bits of that grid. Sums are exact below ``2 ** (24 - exact_bits)`` in float32.
+
+    Attributes:
+        budget: chooses the edges that are stored in reversible mode; None for none.
 
     Raises:
         TypeError: if a layer is no ReversibleLayer.
@@ -56,6 +64,7 @@ class ReversibleSequential(nn.Sequential):
     ) -> None:
         super().__init__()
         self.reversible = reversible
+        self.budget: Budget | None = None
         self.reports = Reports()
         self.set_exact(exact, exact_bits)
         for layer in layers:
@@ -88,20 +97,25 @@ class ReversibleSequential(nn.Sequential):
     def extra_repr(self) -> str:
         return f"reversible={self.reversible}, exact={self.exact!r}, bits={self.bits}"
 
-    # What nn.Sequential has for changing a list of modules, with a check of what comes in. `extend` and `+=` use `append`.
-
-    def append(self, module: nn.Module) -> ReversibleSequential:
-        """Put a layer at the end."""
-        super().append(self._admitted(module, len(self)))
-        return self
+    # What nn.Sequential has for changing a list of modules, with a check of what comes in before anything changes.
 
     def insert(self, index: int, module: nn.Module) -> ReversibleSequential:
         """Put a layer in front of the one at ``index``."""
         super().insert(index, self._admitted(module, index))
         return self
 
-    def __setitem__(self, index: int, module: nn.Module) -> None:
-        super().__setitem__(index, self._admitted(module, index))
+    def extend(self, sequential: Iterable[nn.Module]) -> ReversibleSequential:
+        """Put layers at the end."""
+        super().extend([self._admitted(module, index) for index, module in enumerate(sequential, len(self))])
+        return self
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Put a layer at the end, under a name; ``append`` and ``*=`` end here."""
+        super().add_module(name, self._admitted(module, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Item assignment ends here. Whatever is a module becomes a layer.
+        super().__setattr__(name, self._admitted(value, name) if isinstance(value, nn.Module) else value)
 
     def __getitem__(self, index: int | slice) -> Any:
         """A layer, or for a slice another ReversibleSequential of the same layers and settings."""
@@ -110,7 +124,19 @@ class ReversibleSequential(nn.Sequential):
             return ReversibleSequential(*layers, reversible=self.reversible, exact=self.exact, exact_bits=self.bits)
         return super().__getitem__(index)
 
-    def _admitted(self, module: nn.Module, index: int) -> nn.Module:
+    def __iadd__(self, other: Iterable[nn.Module]) -> ReversibleSequential:  # type: ignore[override]
+        return self.extend(other)
+
+    def __add__(self, other: Iterable[nn.Module]) -> ReversibleSequential:  # type: ignore[override]
+        chain: ReversibleSequential = self[:]
+        return chain.extend(other)
+
+    def __mul__(self, times: int) -> ReversibleSequential:
+        chain: ReversibleSequential = self[:]
+        chain *= times
+        return chain
+
+    def _admitted(self, module: nn.Module | None, index: int | str) -> nn.Module:
         if not isinstance(module, ReversibleLayer):
             raise TypeError(f"ReversibleSequential: layer {index} is {type(module).__name__}, not a ReversibleLayer")
         module.exact_bits = self.exact_bits
@@ -165,18 +191,24 @@ class ReversibleSequential(nn.Sequential):
 
     def _plainly(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
         """Without a pass: ordinary modules one after the other."""
-        runner = _Plain(setting)
+        runner = _Plain(setting, streams)
         for layer in self._layers():
             streams = layer(*streams, in_pass=runner)
         return streams if readout is None else readout.transform(streams, setting)
 
     @torch.compiler.disable  # The pass is Python state that autograd's order carries; torch.compile breaks the graph here.
     def _forward_in_pass(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
+        check_replica(self)
         self.reports.collect()
         layers = self._layers()
+        keep = frozenset() if self.budget is None else self.budget.edges(streams[0].numel() // streams[0].shape[1])
         needs = any(stream.requires_grad for stream in streams)
         first = 0 if needs else next((i for i, layer in enumerate(layers) if layer.trains()), len(layers))
-        runner = _Plain(setting)
+        if are_transforms_active():
+            if self.reversible and (first < len(layers) or (readout is not None and readout.trains())):
+                refuse_transforms("reversible layers")
+            return self._plainly(streams, setting, readout)
+        runner = _Plain(setting, streams)
         for layer in layers[:first]:
             streams = layer(*streams, in_pass=runner)
         if first == len(layers) and (readout is None or not readout.trains()):
@@ -184,24 +216,31 @@ class ReversibleSequential(nn.Sequential):
         names = [f"layer {i} ({type(layer).__name__})" for i, layer in enumerate(layers)][first:]
         monitored = setting.bits is not None and self.reversible
         monitor = ExactMonitor(self.bits, self.reports, names) if monitored else None
-        chain = Pass(setting, monitor, first, len(names) + (readout is not None), stored=not self.reversible)
-        for layer in layers[first:]:
-            streams = layer(*streams, in_pass=chain)
-        return streams if readout is None else chain.read_out(readout, streams)
+        chain = Pass(setting, monitor, first, len(names) + (readout is not None), not self.reversible, streams, keep)
+        try:
+            for layer in layers[first:]:
+                streams = layer(*streams, in_pass=chain)
+            return streams if readout is None else chain.read_out(readout, streams)
+        finally:
+            chain.end()
 
 
 class _Plain:
     """Runs layers as ordinary modules."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, streams: Streams) -> None:
         self.setting = setting
-        self.owned = False  # whether the streams that come next are new
+        self._streams = streams  # what the last layer returned
+        self._owned = False  # whether the streams that come next are new
 
     def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        if not isinstance(layer, AdditiveLayer):
-            return layer.transform(streams, self.setting)
-        outputs = layer.transform(streams, self.setting, self.owned)
-        self.owned |= layer.in_place and not any(output is stream for output in outputs for stream in streams)
+        streams = uncast(streams, self._streams)
+        if isinstance(layer, AdditiveLayer):
+            outputs = layer.transform(streams, self.setting, self._owned)
+            self._owned |= layer.in_place and not any(output is stream for output in outputs for stream in streams)
+        else:
+            outputs = layer.transform(streams, self.setting)
+        self._streams = outputs
         return outputs
 
 

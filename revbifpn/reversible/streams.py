@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from revbifpn.reversible.refusals import are_transforms_active
+
 Streams = tuple[Tensor, ...]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """channels_last or contiguous; a tensor that is both counts as contiguous."""
+    """channels_last or contiguous; a tensor that is both counts as contiguous, and so does one without an answer (vmap)."""
+    if are_transforms_active():
+        return torch.contiguous_format
     is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 

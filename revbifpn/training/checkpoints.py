@@ -43,7 +43,7 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> Any:
 
 
 def _locate(source: str) -> Path:
-    """The file, or the one behind an address, which the first process of each machine fetches for the others."""
+    """Return the file, or the one behind an address, which the first process of each machine fetches for the others."""
     first = dist.get_local_rank() == 0
     if not first:
         dist.barrier()
@@ -95,6 +95,8 @@ def _go_on_from(cfg: Config, path: Path) -> None:
     cfg.resume, cfg.load_from = True, str(path)
     if is_classification(cfg):
         cfg.model.checkpoint = None  # what the training began with is in its checkpoint
+    elif backbone := cfg.get("model", {}).get("backbone"):
+        backbone.init_cfg = None
 
 
 def _check_training_checkpoint(path: Path) -> None:
@@ -117,7 +119,7 @@ def _is_usable(path: Path) -> bool:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that MMEngine wrote into a folder, newest first."""
+    """Return the checkpoints that MMEngine wrote into a folder, newest first."""
 
     def step(path: Path) -> int:
         digits = path.stem.rpartition("_")[2]

@@ -72,18 +72,18 @@ def check_first_weights(cfg: Any) -> None:
     """
     if is_classification(cfg):
         name, option = cfg.model.get("checkpoint"), "model.checkpoint=FILE"
-        without = "--from-scratch begins without weights"
     else:
         init = (cfg.model.get("backbone") or {}).get("init_cfg")
         name = init.get("checkpoint") if isinstance(init, dict) else None
         option = "model.backbone.init_cfg.checkpoint=FILE"
-        without = "--cfg-options model.backbone.init_cfg=None begins without weights"
     if not name or "://" in name:  # what lies behind an address is checked when it is fetched
         return
     try:
         locate(name)
     except FileNotFoundError as error:
-        message = f"{error}. Put the file there, or name another with --cfg-options {option}; {without}"
+        message = (
+            f"{error}. Put the file there, or name another with --cfg-options {option}; --from-scratch begins without weights"
+        )
         raise FileNotFoundError(message) from error
 
 
@@ -124,8 +124,8 @@ def _check_coco(dataset: dict[str, Any], loader: str) -> None:
         raise FileNotFoundError(
             f"data set of {loader} not found: {missing[0]} does not exist. Expected MMDetection's COCO layout: "
             + ", ".join(str(path) for path in wanted[1:])
-            + ". Link your copy there, or set another place with --cfg-options "
-            f"{loader}.dataset.data_root=FOLDER"
+            + ". Link your copy there, set another place with --cfg-options "
+            f"{loader}.dataset.data_root=FOLDER, or name your own data with --data FOLDER"
         )
 
 

@@ -13,12 +13,13 @@ import torch
 from mmengine.config import Config, DictAction
 
 from revbifpn.datasets.image_folders import class_folders
+from revbifpn.reversible.budget import read_budget
 from revbifpn.training.checks import LOADERS, datasets, is_classification, split_root
 from revbifpn.training.config_files import SETTINGS, find_config, read_config
 from revbifpn.training.errors import ConfigError
 
 
-class _KeyValues(DictAction):
+class KeyValues(DictAction):
     """MMEngine's action for ``KEY=VALUE``, with errors in argparse's way."""
 
     def __call__(
@@ -38,11 +39,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "config", type=Path, help="MMEngine config: a file, or the name of one of this package's, such as imagenet/NAME.py"
     )
     parser.add_argument("--work-dir", type=Path, help="folder for logs and checkpoints (default: work_dirs/<config name>)")
-    parser.add_argument("--data", type=Path, help="root folder of the data set (classification)")
+    parser.add_argument("--data", type=Path, help="root folder of the data set: class folders, or files in COCO's format")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=_KeyValues,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_dataloader.batch_size=4",
     )
@@ -65,12 +66,12 @@ def load_config(
         path: a file, or the name of one of this package's configs (:func:`.find_config`).
         options: settings by dotted key, such as ``{"train_dataloader.batch_size": 4}``.
         work_dir: folder for logs and checkpoints; None for the config's, or else ``work_dirs/<config name>``.
-        data: root folder of the data sets (classification).
+        data: root folder of the data sets of a classification config; a detector's is :mod:`.own_data`'s concern.
         launcher: how processes were started.
 
     Raises:
         FileNotFoundError: if there is no such config.
-        ConfigError: if the config cannot be read or has no model, an option changes nothing, or ``data`` is for a detector.
+        ConfigError: if the config cannot be read or has no model, or an option changes nothing.
     """
     path = find_config(path)
     cfg = read_config(path)
@@ -79,7 +80,7 @@ def load_config(
         set_options(cfg, options)
     if not cfg.get("model"):
         raise ConfigError(f"{path} has no model: is it meant to be the _base_ of another config?")
-    if data is not None:
+    if data is not None and is_classification(cfg):
         set_data_root(cfg, data)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -116,15 +117,7 @@ def set_options(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def set_data_root(cfg: Config, root: Path) -> None:
-    """Let all data sets of a classification config lie in ``root``.
-
-    Raises:
-        ConfigError: for a detection config.
-    """
-    if not is_classification(cfg):
-        raise ConfigError(
-            "--data is for classification; detection's data set has --cfg-options train_dataloader.dataset.data_root"
-        )
+    """Let all data sets of a classification config lie in ``root``."""
     for loader in LOADERS:
         for dataset in datasets(cfg.get(loader)):
             dataset["root"] = str(root)
@@ -165,17 +158,45 @@ def _count_classes(cfg: Config, loaders: Sequence[str]) -> int:
 
 
 def set_from_scratch(cfg: Config) -> None:
-    """Let a classifier begin without weights, and learn what a fine-tuning leaves to them.
+    """Let a classifier, or a detector's backbone, begin without weights, and learn what a fine-tuning leaves to them.
 
-    Norms learn their statistics (``norm_eval=False``), and all layers learn at one rate (no ``layer_decay``).
+    Norms learn their statistics (``norm_eval=False``), nothing is frozen, and all layers learn at one rate (no
+    ``layer_decay``, and no ``lr_mult`` of parts of the backbone).
 
     Raises:
-        ConfigError: for a detection config.
+        ConfigError: if a detector has no backbone.
     """
-    if not is_classification(cfg):
-        raise ConfigError("--from-scratch is for classification; detection has --cfg-options model.backbone.init_cfg=None")
-    cfg.model.update(checkpoint=None, norm_eval=False)
-    (cfg.optim_wrapper.get("optimizer") or {}).pop("layer_decay", None)
+    if is_classification(cfg):
+        cfg.model.update(checkpoint=None, norm_eval=False)
+        (cfg.optim_wrapper.get("optimizer") or {}).pop("layer_decay", None)
+        return
+    backbone = cfg.model.get("backbone")
+    if not backbone:
+        raise ConfigError(f"{cfg.filename}: --from-scratch is for models with a backbone, a {cfg.model.type} has none")
+    backbone.update(init_cfg=None)
+    backbone.update({key: value for key, value in (("norm_eval", False), ("frozen_stages", -1)) if key in backbone})
+    keys = (cfg.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
+    for name, settings in keys.items():
+        if name.startswith("backbone."):
+            settings.pop("lr_mult", None)
+
+
+def set_activation_budget(cfg: Config, budget: str) -> None:
+    """Train the config's RevBiFPN with an activation budget (:meth:`.RevBiFPNPyramid.set_activation_budget`).
+
+    Raises:
+        BudgetError: for what is no budget.
+        ConfigError: if the config's network is another one.
+    """
+    asked = read_budget(budget)
+    network = cfg.model if is_classification(cfg) else cfg.model.get("backbone", {})
+    name = str(network.get("name") if is_classification(cfg) else network.get("type")).split(".")[-1]
+    if not name.lower().startswith("revbifpn"):
+        raise ConfigError(f"--activation-budget is for RevBiFPN, and {cfg.filename} trains {name}")
+    if is_classification(cfg):
+        network.setdefault("model_args", {})
+        network = network.model_args
+    network["activation_budget"] = asked
 
 
 def use_amp(cfg: Config) -> None:

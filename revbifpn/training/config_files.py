@@ -35,7 +35,7 @@ CONFIGS = Path(revbifpn.__file__).parent / ".mim" / "configs"  # where OpenMMLab
 
 
 def find_config(path: Path) -> Path:
-    """A config file, or else the one of that name among this package's, such as ``imagenet/revbifpn-s0_8xb128_in1k.py``.
+    """Find a config file, or else the one of that name in this package, such as ``imagenet/revbifpn-s0_8xb128_in1k.py``.
 
     Raises:
         FileNotFoundError: if there is neither, naming those with a similar name.
@@ -60,7 +60,7 @@ class Source:
     tree: ast.Module
 
     def find(self, key: str, value: object = None) -> int | None:
-        """The last line that sets a dotted key, such as ``model.backbone.type`` (to ``value``, if that is given).
+        """Return the last line that sets a dotted key, such as ``model.backbone.type`` (to ``value``, if that is given).
 
         A dict that the file keeps in a variable of its own is found as well: where it goes is taken to be right.
         """
@@ -75,7 +75,7 @@ class Source:
         return max(lines, default=None)
 
     def find_value(self, value: object) -> int | None:
-        """The last line that has a constant, wherever it is used."""
+        """Return the last line that has a constant, wherever it is used."""
         return max((node.lineno for node in ast.walk(self.tree) if _is_constant(node, value)), default=None)
 
 
@@ -102,7 +102,7 @@ def _settings(node: ast.AST, outer: tuple[str, ...] = ()) -> Iterator[tuple[list
 
 
 def read_sources(path: Path) -> list[Source]:
-    """A Python config and the local files that it is based on, each after those that override it; others have none.
+    """Return a Python config and the local files that it is based on, each after those that override it; others have none.
 
     Raises:
         ConfigError: naming file and line of a syntax error, or of a ``_base_`` that does not exist.
@@ -124,7 +124,7 @@ def read_sources(path: Path) -> list[Source]:
 
 
 def _bases(source: Source) -> list[tuple[Path, int]]:
-    """The files that ``_base_`` names, except those of other packages, with the lines."""
+    """Return the files that ``_base_`` names, except those of other packages, with the lines."""
     for names, value in _settings(source.tree):
         if names == ["_base_"]:
             elements = value.elts if isinstance(value, (ast.List, ast.Tuple)) else [value]
@@ -134,7 +134,7 @@ def _bases(source: Source) -> list[tuple[Path, int]]:
 
 
 def read_config(path: Path) -> Config:
-    """MMEngine's ``Config.fromfile``, with errors that say file, line and what is wrong.
+    """Read a config by MMEngine's ``Config.fromfile``, with errors that say file, line and what is wrong.
 
     Raises:
         ConfigError: for whatever goes wrong inside the files.
@@ -150,7 +150,7 @@ def read_config(path: Path) -> Config:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return what an error says, on one line."""
     if isinstance(error, ImportError):
         while isinstance(cause := error.__cause__ or error.__context__, ImportError):  # MMEngine's hide what failed
             error = cause
@@ -185,7 +185,7 @@ _UNKNOWN_MODEL = re.compile(r"Unknown model \((?P<name>.*)\)")  # timm's
 
 
 def _explain(cfg: Config, error: Exception) -> str | None:
-    """What is wrong with a config by an error in making something from it; None if it is not the config's fault."""
+    """Return what is wrong with a config by an error in making something from it; None if it is not the config's fault."""
     text = str(error.args[0]) if error.args else ""
     if isinstance(error, KeyError):
         match = _UNKNOWN_TYPE.match(text)

@@ -40,7 +40,7 @@ def one_line_errors(tool: str, *others: type[Exception]) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says; of one that came out of a dataloader's worker without the worker's traceback."""
+    """Return what an error says; of one that came out of a dataloader's worker without the worker's traceback."""
     text = str(error)
     raised = f"{type(error).__module__}.{type(error).__qualname__}: "  # as a traceback ends
     return text.rpartition(raised)[2].strip() if "Original Traceback" in text else text

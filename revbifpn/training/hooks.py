@@ -1,6 +1,6 @@
 """MMEngine hooks for long trainings: resuming bit for bit, wrong checkpoints, and losses that are no numbers.
 
-Registered at MMEngine's root registry; the runtimes in ``configs/_base_`` switch them on.
+They are registered at MMEngine's root registry; the runtimes in ``configs/_base_`` switch them on.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class AverageBuffersHook(Hook):
     """
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Before the checkpoint of an epoch."""
+        """Average before the checkpoint of an epoch."""
         self._average(runner)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Before a validation within an epoch."""
+        """Average before a validation within an epoch."""
         self._average(runner)
 
     def _average(self, runner: Runner) -> None:
@@ -94,7 +94,7 @@ class ExactResumeHook(Hook):
             self._resumed = checkpoint.get("random_state")
 
     def before_train(self, runner: Runner) -> None:
-        """Iteration-based loops: restore once the dataloader has been advanced, which itself draws random numbers."""
+        """In an iteration-based loop, restore once the dataloader has been advanced, which itself draws random numbers."""
         if self._resumed is None or not isinstance(runner.train_loop, IterBasedTrainLoop):
             return
         iterator = runner.train_loop.dataloader_iterator
@@ -109,7 +109,7 @@ class ExactResumeHook(Hook):
         iterator.skip_iter = advance_and_restore
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Epoch-based loops resume between epochs."""
+        """Restore in an epoch-based loop, which resumes between epochs."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
             self._restore()
 
@@ -130,7 +130,7 @@ class ExactResumeHook(Hook):
 
 
 def _get_random_state() -> dict[str, Any]:
-    """All global random states as plain containers and tensors, which load with ``weights_only=True``."""
+    """Return all global random states as plain containers and tensors, which load with ``weights_only=True``."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),

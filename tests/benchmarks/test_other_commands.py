@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import exact_reversal, fashion_mnist, macs
+from benchmarks import exact_reversal, fashion_mnist, macs, memory_prediction
 from revbifpn.datasets.fashion_mnist import CLASSES
 from tests.benchmarks.conftest import Command
 
@@ -56,3 +56,14 @@ def test_macs(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (row,) = json.loads(path.read_text())
     assert row["macs_published_rules"] == row["macs_published"] == macs.PUBLISHED["s0"]
     assert f"{macs.PUBLISHED['s0']:,}" in output
+
+
+def test_memory_prediction(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_prediction, "CASES", [("mobilenetv3_small_050", 2, 32)])
+    path = tmp_path / "prediction.json"
+    output = command(memory_prediction, "--json", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["stored", "checkpointing"]
+    table = memory_prediction.as_table([rows[0] | {"predicted": 990, "measured": 1000}])
+    assert "| mobilenetv3_small_050 | stored | 2, 32 | 1 kB | 990 B | -1.00% |" in table
+    assert memory_prediction.as_table(rows) in output

@@ -124,6 +124,22 @@ def test_the_command_for_detectors(tmp_path: Path) -> None:
     ]
 
 
+def test_results_keep_those_of_other_figures(tmp_path: Path) -> None:
+    """And detectors are profiled with their backbone checkpointed too, which is what one would do without reversal."""
+    pytest.importorskip("mmdet")
+    path = tmp_path / "results.json"
+    assert main(["imagenet", "--models", "tf_efficientnet_b0", "--image-size", "64", "--results", str(path)]) == 0
+    options = ["--batch", "1", "--image-size", "128x192", "--results", str(path)]
+    assert main(["faster-rcnn", "--models", "resnet101_fpn", *options]) == 0
+    content = json.loads(path.read_text())
+    assert [row["name"] for row in content["imagenet"]["rows"]] == ["tf_efficientnet_b0"], "no printed points"
+    stored, checkpointed = content["faster-rcnn"]["rows"]
+    assert (stored["mode"], checkpointed["mode"]) == ("stored", "checkpointing")
+    assert checkpointed["per_sample"] < 0.8 * stored["per_sample"]
+    assert (stored["params"], stored["macs"]) == (checkpointed["params"], checkpointed["macs"])
+    assert all("torch" in figure["environment"] for figure in content.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -29,7 +29,7 @@ import torch.nn.modules._functions as norm_functions
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,10 +52,16 @@ def case(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def make_model(variant: str | Variant = SMALL, seed: int = 0, train_norms: bool = False, **options: Any) -> RevBiFPNPyramid:
+def make_model(
+    variant: str | Variant = SMALL,
+    seed: int = 0,
+    train_norms: bool = False,
+    kind: type[RevBiFPNPyramid] = RevBiFPNPyramid,
+    **options: Any,
+) -> RevBiFPNPyramid:
     """A variant's body and neck in float64, its running statistics those of a random batch."""
     torch.manual_seed(seed)
-    model = RevBiFPNPyramid(variant, **options).double()
+    model = kind(variant, **options).double()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -159,6 +165,23 @@ def ddp_training(ddp: dict[str, Any]) -> None:
     batches = [make_batch(step) for step in range(3)]
     train(single, sgd(single), batches, whole)
     train(DistributedDataParallel(model, **ddp), sgd(model), batches, half)
+    assert_near(weights(model), weights(single))
+    assert distance(weights(model), start) > 1e-3
+
+
+@case
+def ddp_detection_backbone(**options: Any) -> None:
+    """A detector's backbone with some levels left out or frozen trains as one process does; no parameter is left unused.
+
+    DDP without ``find_unused_parameters`` refuses the second step if one was.
+    """
+    from revbifpn.integrations.mmdet import RevBiFPNBackbone
+
+    model = make_model(kind=RevBiFPNBackbone, **options)
+    single, start = copy.deepcopy(model), weights(model)
+    batches = [make_batch(step) for step in range(3)]
+    train(single, sgd(single), batches, whole)
+    train(DistributedDataParallel(model), sgd(model), batches, half)
     assert_near(weights(model), weights(single))
     assert distance(weights(model), start) > 1e-3
 
@@ -365,13 +388,13 @@ def sync_batch_norm() -> None:
     assert distance(gradients(alone), gradients(single)) > 1e-3
 
 
-def shard(model: RevBiFPNPyramid) -> RevBiFPNPyramid:
+def shard(model: RevBiFPNPyramid, **options: Any) -> RevBiFPNPyramid:
     """Shard each layer that has parameters, then the rest."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in model.body:
         if any(True for _ in layer.parameters()):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, **options)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, **options)
     return model
 
 
@@ -397,6 +420,38 @@ def fsdp_training(optimizer: str, **options: Any) -> None:
     # AdamW divides by the gradient's magnitude, so where that is small it makes a relative 1e-14 of it larger.
     assert_near(full_weights(model), weights(single), 1e-10)
     assert distance(full_weights(model), start) > 1e-3
+
+
+@case
+def fsdp_mixed_precision(reduce_float32: bool, frozen: int) -> None:
+    """With parameters in bfloat16 for the passes, gradients are those of stored mode under the same policy, bit for bit.
+
+    FSDP casts what goes into each layer; streams stay in float32 all the same. The body's first ``frozen`` layers are frozen.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32 if reduce_float32 else None, output_dtype=torch.float32
+    )
+    found: list[Tensors] = []
+    for half_precision, reversible in ((True, True), (True, False), (False, True)):
+        model = make_model(train_norms=True, reversible=reversible).float()
+        if half_precision:  # torch's batch norm wants its statistics in the dtype of its weights, which FSDP does not cast
+            for norm in model.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.running_mean, norm.running_var = norm.running_mean.bfloat16(), norm.running_var.bfloat16()
+        for layer in list(model.body)[:frozen]:
+            layer.requires_grad_(False)
+        streams: set[torch.dtype] = set()
+        shard(model, **({"mp_policy": policy} if half_precision else {}))
+        for layer in model.body:
+            layer.register_forward_hook(lambda m, args, out, streams=streams: streams.update(s.dtype for s in out))
+        loss_of(model(half(make_batch(1).float()))).backward()
+        assert streams == {torch.float32}
+        grads = {n: cast(DTensor, p.grad).full_tensor() for n, p in model.named_parameters() if p.requires_grad}
+        assert {grad.dtype for grad in grads.values()} == {torch.float32}
+        found.append(grads)
+    ours, stored, float32 = found
+    assert_near(ours, stored, 0.0)
+    assert distance(ours, float32) > 1e-3  # bfloat16 was at work
 
 
 @case

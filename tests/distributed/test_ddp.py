@@ -19,6 +19,15 @@ def test_training_with_option(launch: Launch, option: str) -> None:
     launch("ddp_training", ddp={option: True})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"out_indices": [1, 2, 3]}, {"out_indices": [3]}, {"out_indices": [0, 2], "frozen_stages": 2}],
+    ids=["levels-1-2-3", "level-3", "levels-0-2-frozen"],
+)
+def test_detection_backbone(launch: Launch, options: dict[str, Any]) -> None:
+    launch("ddp_detection_backbone", **options)
+
+
 def test_buckets_are_reduced_while_backward_runs(launch: Launch) -> None:
     launch("ddp_overlap")
 

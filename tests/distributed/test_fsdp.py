@@ -18,6 +18,11 @@ def test_exact_mode(launch: Launch) -> None:
     launch("fsdp_training", optimizer="sgd", exact=True)
 
 
+@pytest.mark.parametrize(("reduce_float32", "frozen"), [(True, 0), (False, 3)])
+def test_mixed_precision_equals_stored_mode(launch: Launch, reduce_float32: bool, frozen: int) -> None:
+    launch("fsdp_mixed_precision", reduce_float32=reduce_float32, frozen=frozen)
+
+
 def test_checkpoint_goes_on_bit_for_bit(launch: Launch, tmp_path: Path) -> None:
     launch("fsdp_checkpoint", folder=str(tmp_path / "checkpoint"))
 

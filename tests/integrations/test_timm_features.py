@@ -14,7 +14,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor
 
 from revbifpn import RevBiFPN
-from revbifpn.models.pyramid import Body
+from revbifpn.models.body import Body
 
 CHANNELS = [48, 64, 128, 320]
 
@@ -196,7 +196,7 @@ class TestTracers:
         assert len(list(graph.parameters())) == len(list(model.parameters()))
 
     def test_plain_fx_says_which_module_is_a_leaf(self, model: RevBiFPN) -> None:
-        with pytest.raises(TypeError, match=r"revbifpn.models.pyramid.Body among its leaf modules"):
+        with pytest.raises(TypeError, match=r"revbifpn.models.body.Body among its leaf modules"):
             torch.fx.symbolic_trace(model)
 
     def test_scripts_for_any_size_without_touching_the_model(self) -> None:

@@ -12,6 +12,7 @@ import torch
 import revbifpn
 from revbifpn.memory.configs import ConfigSubject
 from revbifpn.memory.detection import sum_of_losses, without_values
+from revbifpn.memory.steps import Settings, profile_subject
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +61,17 @@ def test_what_was_on_the_instance_before_is_there_again(detector: Any) -> None:
         assert detector.rpn_head.predict_by_feat is own
     finally:
         del detector.rpn_head.predict_by_feat
+
+
+def test_the_stages_of_a_cascade_need_no_values() -> None:
+    """Each stage takes the boxes that the one before has sampled; the objects themselves are added by its own sampler."""
+    pytest.importorskip("mmdet")
+    subject = ConfigSubject.from_file(str(ROOT / "configs/cascade_mask_rcnn/cascade-mask-rcnn_revbifpn-s0_hrfpn_20e_coco.py"))
+    for sampler in subject.cfg.model.train_cfg.rcnn:
+        sampler.sampler.num = 16
+    report = profile_subject(subject, "reversible", 1, (64, 96), Settings(device="cuda"))
+    stages = {record.stage for record in report.tensors} | {point.module for point in report.timeline}
+    assert all(any(f"roi_head.bbox_head.{stage}" in name for name in stages) for stage in range(3))
 
 
 def test_losses_are_added_up_as_mmengine_does(detector: Any) -> None:

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from revbifpn.memory.fit import IMAGE_STEP, largest, largest_batch, largest_image, parse_bytes
+from revbifpn.memory.fit import IMAGE_STEP, largest, largest_batch, largest_image
 from revbifpn.memory.sources import find_subject
 from revbifpn.memory.steps import Settings, profile_subject
 from revbifpn.memory.subject import SubjectError
+from revbifpn.reversible.units import parse_bytes
 
 TINY = "tests.memory.conftest:make_tiny"
 

@@ -64,6 +64,25 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour.lstrip("#")))
 
 
+def test_timelines_are_on_one_scale(report: MemoryReport, tmp_path: Path, drawn: list[Any]) -> None:
+    higher = replace(
+        report,
+        mode="stored",
+        peak=3 * report.peak,
+        timeline=[replace(point, nbytes=3 * point.nbytes) for point in report.timeline],
+    )
+    plots.plot_timelines([higher, report], tmp_path / "new folder" / "timelines.png", "two modes")
+    assert (tmp_path / "new folder/timelines.png").stat().st_size < 300_000
+    upper, lower = drawn[0].axes
+    assert drawn[0].get_suptitle() == "two modes"
+    assert upper.get_ylim() == lower.get_ylim()
+    for axes, shown in ((upper, higher), (lower, report)):
+        assert axes.get_title(loc="left") == f"{shown.mode}: {format_bytes(shown.peak)} at the peak"
+        assert list(axes.lines[0].get_ydata()) == [point.nbytes for point in shown.timeline]
+    with pytest.raises(ValueError, match="there are no reports to plot"):
+        plots.plot_timelines([], tmp_path / "none.png", "nothing")
+
+
 def test_report_shows_phases_peak_and_categories(report: MemoryReport, tmp_path: Path, drawn: list[Any]) -> None:
     path = tmp_path / "new folder" / "report.png"
     plots.plot_report(report, path)

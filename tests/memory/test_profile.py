@@ -13,7 +13,8 @@ from torch import nn
 import revbifpn.memory.profile as profile_module
 from revbifpn import set_reversible
 from revbifpn.memory import MemoryReport, UnsupportedOperatorError, profile_training
-from revbifpn.memory.report import CATEGORIES, format_bytes, thin_timeline
+from revbifpn.memory.report import CATEGORIES, thin_timeline
+from revbifpn.reversible.units import format_bytes
 from tests.memory.conftest import TinyModel
 
 IMAGES = torch.empty(4, 3, 32, 32, device="meta")

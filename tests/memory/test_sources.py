@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from revbifpn.memory.configs import ConfigSubject
-from revbifpn.memory.modes import MODES
+from revbifpn.memory.modes import KNOWN
 from revbifpn.memory.sources import CallableSubject, TimmSubject, find_subject, split_mode, subject_and_mode
 from revbifpn.memory.subject import SubjectError
 
@@ -65,7 +65,7 @@ class TestNotation:
     def test_what_is_no_mode_is_named_with_the_choices(self, spec: str, mode: str) -> None:
         with pytest.raises(SubjectError) as error:
             split_mode(spec)
-        assert str(error.value) == f"{spec}: unknown mode {mode!r}: choose from {', '.join(MODES)}"
+        assert str(error.value) == f"{spec}: unknown mode {mode!r}: choose from {', '.join(KNOWN)}"
 
     def test_subjects_come_without_the_mode_in_their_name(self) -> None:
         subject, mode = subject_and_mode("resnet18:checkpointing")

@@ -122,3 +122,21 @@ def test_mmengines_ema(mode: str) -> None:
 
 def test_no_mode_leaves_traces_in_the_state_dict() -> None:
     assert make("reversible").state_dict().keys() == make("exact").state_dict().keys() == make("stored").state_dict().keys()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["neck.1", "head.steps.0", "body.3", "body.4.down.0.1", "body.3.chains.0.0.f"])
+def test_a_module_that_takes_anothers_place_is_the_one_that_runs(mode: str, name: str) -> None:
+    """A step with the old one left its plan behind."""
+    model = make(mode)
+    step(model)
+    old = model.get_submodule(name)
+    model.set_submodule(name, copy.deepcopy(old))
+    with torch.no_grad():
+        for param in model.get_submodule(name).parameters():
+            param.mul_(1.25)
+    assert_same_step(model, copy.deepcopy(model))
+    old.zero_grad()
+    step(model)
+    assert all(param.grad is not None for param in model.parameters())
+    assert all(param.grad is None for param in old.parameters())

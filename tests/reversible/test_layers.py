@@ -176,7 +176,7 @@ def test_wrong_number_of_streams_is_named() -> None:
 def test_wrong_channels_name_the_edge() -> None:
     with pytest.raises(RuntimeError, match="expected input.* to have 4 channels, but got 5") as caught:
         ReversibleSequential(silo(2, 2))(torch.randn(1, 5, 8, 8), torch.randn(1, 6, 4, 4))
-    assert any("RevSilo's edge down[0][1]" in note for note in caught.value.__notes__)
+    assert any("edge down[0][1] of layer 0 (RevSilo)" in note for note in caught.value.__notes__)
     with pytest.raises(
         ValueError, match=r"edge down\[0\]\[1\] returned shape \(1, 6, 4, 4\), its target stream has \(1, 1, 4, 4\)"
     ):

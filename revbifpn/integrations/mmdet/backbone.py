@@ -38,13 +38,18 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
     Args:
         variant: ``"s0"`` to ``"s6"``.
         in_chans: image channels.
-        out_indices: levels to return; 0 has stride 4, 3 has stride 32. What only serves other levels is left out: their neck,
-            and the last silo's edges that lead to nothing else.
+        out_indices: levels to return, each once; 0 has stride 4, 3 has stride 32. What only serves other levels is left out:
+            their neck, and the last silo's edges that lead to nothing else. So no parameter stays without a gradient, and
+            DistributedDataParallel needs no ``find_unused_parameters``.
         frozen_stages: freeze the first so many stages (RevBlocks and silo; no gradients, their norms in eval mode);
             -1 or 0 freeze nothing. With the first stage goes the stem, where ``in_chans`` gives it weights.
         norm_eval: keep all norms in eval mode while training.
+        with_cp: taken for configs that have it. MMDetection's backbones run their blocks again in backward where it is set;
+            this one does so anyway, so it changes nothing.
         reversible: False keeps all activations.
         exact, exact_bits: see :class:`.RevBiFPNPyramid`.
+        activation_budget: see :meth:`.RevBiFPNPyramid.set_activation_budget`: of the backbone's activations, planned for the
+            first images, since their sizes differ.
         memory_format: what it computes in, see :class:`.RevBiFPNPyramid`.
         drop_path_rate: stochastic depth rate of the last stage; None for the variant's.
         init_cfg: MMEngine's; ``dict(type="Pretrained", checkpoint=FILE_OR_ADDRESS)`` takes the published and this project's
@@ -52,7 +57,8 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
             have ``prefix``, ``ema=False`` and ``allow_non_finite=True``. What was taken and what was left out is logged.
 
     Raises:
-        ValueError: for an unknown variant or memory format, or a number, rate or index out of its range.
+        ValueError: for an unknown variant or memory format, a number, rate or index out of its range, or ``with_cp`` without
+            ``reversible``.
     """
 
     def __init__(
@@ -62,24 +68,27 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        with_cp: bool = False,
         reversible: bool = True,
         exact: Exact = "auto",
         exact_bits: int = DEFAULT_BITS,
+        activation_budget: float | str = 0,
         memory_format: MemoryFormat = "auto",
         drop_path_rate: float | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, memory_format)
+        super().__init__(variant, in_chans, drop_path_rate, reversible, exact, exact_bits, activation_budget, memory_format)
         self.init_cfg = init_cfg
-        self.out_indices = tuple(out_indices)
-        if not self.out_indices or any(i not in range(len(STRIDES)) for i in self.out_indices):
+        if with_cp and not reversible:
             raise ValueError(
-                f"out_indices must be some of 0..{len(STRIDES) - 1} (strides {STRIDES}), got {tuple(out_indices)}"
+                "with_cp=True asks to compute activations again in backward, reversible=False to keep them: leave one out"
             )
-        if not -1 <= frozen_stages <= self.variant.num_stages:
+        self.with_cp = with_cp
+        self.out_indices = _check_levels(out_indices)
+        if frozen_stages not in range(-1, self.variant.num_stages + 1):
             raise ValueError(
                 f"frozen_stages must be in -1..{self.variant.num_stages} (RevBiFPN-{self.variant.name} has "
-                f"{self.variant.num_stages} stages), got {frozen_stages}"
+                f"{self.variant.num_stages} stages), got {frozen_stages!r}"
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -141,3 +150,12 @@ class RevBiFPNBackbone(RevBiFPNPyramid, BaseModule):
             ignore=("head.", *self._pruned),
         )
         print_log(f"RevBiFPN-{self.variant.name}: {loaded}", logger="current")
+
+
+def _check_levels(out_indices: Sequence[int]) -> tuple[int, ...]:
+    levels = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+    if not levels or len(set(levels)) < len(levels) or any(type(i) is not int or i not in range(len(STRIDES)) for i in levels):
+        raise ValueError(
+            f"out_indices must be some of 0..{len(STRIDES) - 1} (strides {STRIDES}), each once, got {out_indices!r}"
+        )
+    return levels

@@ -23,7 +23,7 @@ class LeanFPN(FPN):
     """
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Levels of the backbone, finest first -> ``num_outs`` levels of ``out_channels``."""
+        """Map the backbone's levels, finest first, to ``num_outs`` levels of ``out_channels``."""
         used = inputs[self.start_level : self.backbone_end_level]
         if len(used) < 2 or len(inputs) != self.num_ins or uses_batch_statistics(self):
             return tuple(super().forward(inputs))

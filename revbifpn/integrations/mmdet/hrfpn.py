@@ -34,7 +34,7 @@ class LeanHRFPN(HRFPN):
     """
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Levels of strides s, 2s, 4s, ... -> ``num_outs`` levels of ``out_channels``, finest first.
+        """Map levels of strides s, 2s, 4s, ... to ``num_outs`` levels of ``out_channels``, finest first.
 
         Raises:
             ValueError: for another number of levels, or a level that is not half as large as the one before.
@@ -54,7 +54,7 @@ class LeanHRFPN(HRFPN):
         return tuple(outputs)
 
     def _finest_and_pooled(self, half: int, *levels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What half of the sum's channels give to the finest output, and these channels at half the resolution."""
+        """Return what half of the sum's channels give to the finest output, and these channels at half the resolution."""
         reduced = self._reduce(half, levels)
         # What comes last is not run again: its inputs are all that its backward needs.
         pooled = self.pooling(reduced, kernel_size=2, stride=2) if self.num_outs > 1 else None
@@ -80,7 +80,7 @@ class LeanHRFPN(HRFPN):
 
 
 def _is_plain(module: ConvModule) -> bool:
-    """Whether a ConvModule is a convolution with bias and nothing else, with nobody watching."""
+    """Return whether a ConvModule is a convolution with bias and nothing else, with nobody watching."""
     parts: list[nn.Module] = [module, module.conv]
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in parts)
     plain = type(module) is ConvModule and type(module.conv) is nn.Conv2d and module.conv.groups == 1

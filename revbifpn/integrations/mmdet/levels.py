@@ -27,7 +27,7 @@ def check_levels(levels: Sequence[Tensor], expected: int, neck: str) -> None:
 
 
 def extra_levels(finest_first: Sequence[Tensor], num_outs: int) -> list[Tensor]:
-    """The levels and, up to ``num_outs``, every second pixel of the last one, as FPN makes them for Faster R-CNN."""
+    """Return the levels and, up to ``num_outs``, every second pixel of the last one, as FPN makes them for Faster R-CNN."""
     levels = list(finest_first)
     while len(levels) < num_outs:
         levels.append(F.max_pool2d(levels[-1], 1, stride=2))
@@ -35,7 +35,7 @@ def extra_levels(finest_first: Sequence[Tensor], num_outs: int) -> list[Tensor]:
 
 
 def extra_conv_levels(levels: Sequence[Tensor], convs: Iterable[nn.Module], source: Tensor, relu: bool) -> list[Tensor]:
-    """The levels and one more for each convolution, as FPN makes them for RetinaNet: each from the one before it.
+    """Return the levels and one more for each convolution, as FPN makes them for RetinaNet: each from the one before it.
 
     Args:
         source: what the first convolution reads.

@@ -29,7 +29,7 @@ class LeanFCNMaskHead(FCNMaskHead):
         self.recompute_convs = recompute_convs
 
     def forward(self, x: Tensor) -> Tensor:
-        """RoI features (n, in_channels, h, w) -> logits (n, classes or 1, scale * h, scale * w)."""
+        """Map RoI features (n, in_channels, h, w) to logits (n, classes or 1, scale * h, scale * w)."""
         elements = self.conv_out_channels * (self.scale_factor or 1) ** 2 * x.shape[-2] * x.shape[-1]
         if self.recompute_convs and not uses_batch_statistics(self.convs):
             return rerun_by_parts(super().forward, x, elements)
@@ -45,7 +45,7 @@ class LeanFCNMaskHead(FCNMaskHead):
         return self.conv_logits(x)
 
     def get_targets(self, sampling_results: list[Any], batch_gt_instances: list[Any], rcnn_train_cfg: Any) -> Tensor:
-        """(number of positive proposals, height, width), as ``FCNMaskHead.get_targets`` returns them."""
+        """Return targets of (positive proposals, height, width), as ``FCNMaskHead.get_targets`` does."""
         return lean_mask_targets(
             [result.pos_priors for result in sampling_results],
             [result.pos_assigned_gt_inds for result in sampling_results],

@@ -14,7 +14,7 @@ from torch.nn.modules.utils import _pair
 
 
 def lean_mask_targets(proposals: Sequence[Tensor], gt_indices: Sequence[Tensor], gt_masks: Sequence[Any], cfg: Any) -> Tensor:
-    """What ``mmdet.structures.mask.mask_target`` returns, bit for bit.
+    """Return what ``mmdet.structures.mask.mask_target`` returns, bit for bit.
 
     MMDetection aligns a full-size copy of its object's mask for each proposal, 4.3 MB in float32 at 800x1344. RoIAlign takes
     several boxes of one image, so here each mask is brought to the device once, for all the proposals of its object.

@@ -29,7 +29,7 @@ PART_ELEMENTS = 1 << 22
 def rerun_in_backward(
     function: Callable[..., Any], *inputs: Any, module: nn.Module | None = None, random: bool = False
 ) -> Any:
-    """``function(*inputs)``, of which only the inputs are kept; backward runs it again, up to the last tensor that it needs.
+    """Run ``function(*inputs)`` and keep the inputs alone; backward runs it again, up to the last tensor that it needs.
 
     This is ``torch.utils.checkpoint``, with running statistics that move once a step.
 
@@ -54,7 +54,7 @@ def rerun_in_backward(
 
 
 def rerun_by_parts(function: Callable[[Tensor], Any], x: Tensor, elements: int) -> Any:
-    """``function(x)``, run and run again on parts of the batch, so that little is alive at a time in backward.
+    """Run ``function(x)``, and again in backward, on parts of the batch, so that little is alive at a time.
 
     Args:
         function: treats the samples of its input independently; returns a tensor or a tuple of tensors, samples first.
@@ -74,7 +74,7 @@ def rerun_by_parts(function: Callable[[Tensor], Any], x: Tensor, elements: int) 
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
-    """Whether a norm in the module mixes the samples of a batch."""
+    """Return whether a norm in the module mixes the samples of a batch."""
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in module.modules())
 
 
@@ -110,7 +110,7 @@ class _RecomputedForward:
 
 @cache
 def recomputed_class(part: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a neck or head that keeps its inputs alone; same arguments, same state-dict keys, same values.
+    """Return the subclass of a neck or head that keeps its inputs alone; same arguments, same state-dict keys, same values.
 
     Dense heads, which have ``forward_single``, run again one level at a time.
     """
@@ -130,7 +130,7 @@ def _new_recomputed(part: type[nn.Module]) -> nn.Module:
 
 @MODELS.register_module("Recomputed")
 def build_recomputed(of: str, **arguments: Any) -> nn.Module:
-    """``dict(type="Recomputed", of=NAME, ...)``: the registered part NAME, with its inner activations recomputed.
+    """Build ``dict(type="Recomputed", of=NAME, ...)``: the registered part NAME, its inner activations recomputed.
 
     Args:
         of: what ``type`` would be.

@@ -105,7 +105,7 @@ class RevSiloNeck(BaseModule):
             raise ValueError(f"RevSiloNeck: add_extra_convs must be a bool or one of {_SOURCES}, got {self.extra_source!r}")
 
     def init_weights(self) -> None:
-        """MMEngine's initialisation, then the edges' scale."""
+        """Initialise as MMEngine does, then scale the edges."""
         super().init_weights()
         self._scale_edges()
 
@@ -117,7 +117,7 @@ class RevSiloNeck(BaseModule):
                 nn.init.constant_(module.pointwise_conv.norm.weight, num_edges**-0.5)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The backbone's levels -> ``num_outs`` levels of ``out_channels``, contiguous, finest first.
+        """Map the backbone's levels to ``num_outs`` levels of ``out_channels``, contiguous, finest first.
 
         Raises:
             ValueError: for another number of levels, or levels that are not half as large as the one before.

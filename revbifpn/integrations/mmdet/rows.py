@@ -14,7 +14,7 @@ BAND_ELEMENTS = 1 << 21
 
 
 def rerun_by_rows(module: nn.Module, x: Tensor, margin: int, channels: int) -> tuple[Tensor, ...]:
-    """``module(x)``, of which only ``x`` is kept; backward runs it again on some rows at a time.
+    """Run ``module(x)`` and keep ``x`` alone; backward runs it again on some rows at a time.
 
     Of the hidden maps and their gradients, each as large as ``x``, backward then holds a few MB.
 
@@ -43,7 +43,7 @@ class _Band(NamedTuple):
     last: int
 
     def inner(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """What was computed from the rows around -> the band's own rows."""
+        """Cut the band's own rows out of what was computed from the rows around it."""
         return [m[:, :, self.begin - self.first : self.end - self.first] for m in maps]
 
 

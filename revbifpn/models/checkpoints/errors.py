@@ -10,5 +10,5 @@ class CheckpointError(RuntimeError):
 
 
 def some(items: Sequence[str], most: int = 3) -> str:
-    """The first of the items, and how many more there are."""
+    """Return the first of the items, and how many more there are."""
     return ", ".join(items[:most]) + (f", ... ({len(items) - most} more)" if len(items) > most else "")

@@ -20,7 +20,7 @@ _DATE = re.compile(r"(?:19|20)\d{6}")
 
 
 def locate(source: str | Path, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """The file that ``source`` names; what lies behind an address is fetched (:func:`fetch`).
+    """Return the file that ``source`` names; what lies behind an address is fetched (:func:`fetch`).
 
     Raises:
         FileNotFoundError: if there is no such file. For a name of the published files the message says where that one is.
@@ -38,7 +38,7 @@ def locate(source: str | Path, folder: str | Path | None = None, progress: bool 
 
 
 def fetch(address: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """The file behind an address: the copy in ``folder``, or a download. Either is checked, and a wrong one is refused.
+    """Return the file behind an address: the copy in ``folder``, or a download. Either is checked, and a wrong one is refused.
 
     - A published file must have its published sha256.
     - A name as torch.hub and MMDetection give them (``name-d4b0c5d6.pth``) ends in the sha256's first digits.
@@ -85,7 +85,7 @@ def fetch(address: str, folder: str | Path | None = None, progress: bool = False
 
 
 def fetch_published(name: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """The published file of a variant: the copy in ``folder``, or a download (:func:`fetch`).
+    """Return the published file of a variant: the copy in ``folder``, or a download (:func:`fetch`).
 
     Args:
         name: ``"s0"`` to ``"s6"``.

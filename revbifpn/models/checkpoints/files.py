@@ -18,7 +18,7 @@ _PICKLE = b"\x80"  # and how before
 
 
 def sha256_of(path: str | Path) -> str:
-    """The sha256 of a whole file, as hexadecimal digits."""
+    """Return the sha256 of a whole file, as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -97,7 +97,7 @@ _BESIDE_WEIGHTS = (
 
 
 def read_file(path: Path) -> Any:
-    """What a checkpoint's file holds, with tensors on the CPU.
+    """Return what a checkpoint's file holds, with tensors on the CPU.
 
     Nothing is unpickled freely (``weights_only=True``): tensors and plain containers are built. Objects that training scripts
     of timm and MMEngine save beside them are skipped, so neither package is needed; any other object is refused.

@@ -151,5 +151,5 @@ def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether values can be looked at: tensors on the meta device and fake ones have none."""
+    """Return whether values can be looked at: tensors on the meta device and fake ones have none."""
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.dtype.itemsize > 1

@@ -33,7 +33,7 @@ _PATTERNS = {
 
 
 def is_published_layout(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the keys are those of the published checkpoints."""
+    """Return whether the keys are those of the published checkpoints."""
     return any(key.startswith("rev_stack.") for key in state_dict)
 
 
@@ -90,7 +90,7 @@ def _convert_key(key: str, num_streams: Mapping[int, int]) -> str:
 
 
 def find_variant(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The variant that a state dict in this project's layout belongs to, by its widths and depth; None if unclear."""
+    """Return the variant that a state dict in this project's layout belongs to, by its widths and depth; None if unclear."""
     neck = state_dict.get("neck.0.project.norm.weight")
     layers = [int(key.split(".")[1]) for key in state_dict if re.match(r"body\.\d+\.", key)]
     if neck is None or not layers:

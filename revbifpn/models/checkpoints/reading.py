@@ -74,7 +74,7 @@ def read_checkpoint(source: str | Path, *, ema: bool = True, sha256: str | None 
 
 
 def _choose(content: Any, ema: bool, path: Path) -> tuple[Any, str]:
-    """What the file has, or the one of its two sets of weights that was asked for and the name of that choice."""
+    """Return what the file has, or the one of its two sets of weights that was asked for and the name of that choice."""
     if not isinstance(content, Mapping):
         return content, ""
     named = {key: content[key] for key in (*_RAW, *_EMA) if isinstance(content.get(key), Mapping)}
@@ -116,7 +116,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _with_prefix(state_dict: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    """The keys below ``prefix``, or without one those of a detector's backbone, if it is a detector's checkpoint."""
+    """Return the keys below ``prefix``, or without one those of a detector's backbone, if it is a detector's checkpoint."""
     start = f"{prefix.removesuffix('.')}." if prefix else "backbone."
     below = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
     if prefix and not below:

@@ -40,7 +40,7 @@ class ImageError(DataError):
 
 @DATASETS.register_module()
 class ClassificationDataset(Dataset[Sample]):
-    """Whatever timm's ``create_dataset`` reads by index: image folders, tar files, torchvision and Hugging Face data sets.
+    """A data set that timm reads by index: image folders, tar files, and those of torchvision and Hugging Face.
 
     Args:
         root: folder or file of the data.
@@ -96,7 +96,7 @@ class ClassificationDataset(Dataset[Sample]):
         return len(self.data)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample at an index; at ``(index, seed)`` with augmentation that depends on the seed alone."""
+        """Return the sample at an index; at ``(index, seed)`` with augmentation that depends on the seed alone."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, label, index = self._read(index)
         if label == SKIPPED:
@@ -145,7 +145,7 @@ class ClassificationDataset(Dataset[Sample]):
             )
 
     def describe(self, index: int) -> str:
-        """The sample's file name, if it has one, and its index."""
+        """Return the sample's file name, if it has one, and its index."""
         try:
             return f"image {self.data.reader.filename(index, absolute=True)} (index {index})"
         except (AttributeError, NotImplementedError, AssertionError):
@@ -154,7 +154,7 @@ class ClassificationDataset(Dataset[Sample]):
 
 @DATASETS.register_module()
 class IterableClassificationDataset(IterableDataset[Sample]):
-    """What timm reads as a stream: WebDataset (``wds/``), streamed Hugging Face (``hfids/``) and TensorFlow (``tfds/``) data.
+    """A stream that timm reads: WebDataset (``wds/``), streamed Hugging Face (``hfids/``) and TensorFlow (``tfds/``) data.
 
     Use it with ``sampler=None`` in the dataloader, and :class:`DatasetEpochHook`. The readers shard by process and worker
     themselves, and where shards are uneven they may repeat or leave out validation samples: take a data set with an index
@@ -189,7 +189,7 @@ class IterableClassificationDataset(IterableDataset[Sample]):
         return len(self.data)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order for another epoch, where the reader shuffles."""
+        """Take another order for another epoch, where the reader shuffles."""
         self.data.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Sample]:

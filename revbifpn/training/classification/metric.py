@@ -48,7 +48,7 @@ class TopKAccuracy(BaseMetric):
             self.results.extend(zip(indices.tolist(), ranks.tolist(), losses.tolist(), strict=True))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """The metrics over all processes.
+        """Return the metrics over all processes.
 
         Args:
             size: number of images in the data set.

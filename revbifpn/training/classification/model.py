@@ -24,7 +24,7 @@ from revbifpn.models.checkpoints import load_weights
 
 @MODELS.register_module()
 class ImagePreprocessor(BaseDataPreprocessor):
-    """uint8 images to normalized floats on the device; in training random erasing.
+    """Turns uint8 images into normalized floats on the device, and in training erases parts of them at random.
 
     Args:
         mean, std: of each channel, for values in 0..1.
@@ -112,7 +112,7 @@ class ImageClassifier(BaseModel):
             self._load(checkpoint, ema, allow_non_finite, remake_classifier)
 
     def init_weights(self) -> None:
-        """Nothing: the network is initialized, or loaded, when it is made; MMEngine would call timm's initialization again."""
+        """Do nothing: the network was initialized or loaded when it was made, and MMEngine would initialize it again."""
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Switch to training mode, except norms that ``norm_eval`` holds in eval mode."""
@@ -126,8 +126,10 @@ class ImageClassifier(BaseModel):
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor | None]]:
-        """Normalized images (N, C, H, W) and labels (N,) -> by ``mode``: ``"tensor"`` logits (N, num_classes), ``"loss"``
-        a dict with the scalar ``loss``, ``"predict"`` a list of one dict with ``logits``, ``labels`` and ``indices``.
+        """Run the network on normalized images (N, C, H, W) with labels (N,).
+
+        The mode ``"tensor"`` returns logits (N, num_classes), ``"loss"`` a dict with the scalar ``loss``, and ``"predict"`` a
+        list of one dict with ``logits``, ``labels`` and ``indices``.
 
         Raises:
             ValueError: for another mode.

@@ -75,6 +75,6 @@ class AutocastOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass, besides what every wrapper does."""
+        """Autocast the forward pass, and do what every wrapper does."""
         with super().optim_context(model), autocast(dtype=self.dtype):
             yield

@@ -31,7 +31,7 @@ def draw_predictions(
 ) -> list[Path]:
     """Draw predictions over the first images of a config's test set, one PNG for each.
 
-    Predictions: mask, box, class and score in the class' colour. Ground truth: a thin white box, its class under it.
+    They are drawn beside the ground truth (:func:`draw_picture`).
 
     Args:
         model: the detector, on the device to use.
@@ -46,7 +46,10 @@ def draw_predictions(
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for sample, meta in _predict(cfg, model, count):
-        picture = _draw(sample, meta, side, score_threshold)
+        found, truth = sample.pred_instances.cpu(), sample.gt_instances.cpu()
+        found = found[found.scores >= score_threshold]
+        with Image.open(sample.img_path) as image:
+            picture = draw_picture(image.convert("RGB"), found, meta, side, side // 19, truth)
         files.append(folder / f"{Path(sample.img_path).stem}.png")
         picture.save(files[-1])
     return files
@@ -82,32 +85,46 @@ def _predict(cfg: Config, model: nn.Module, count: int) -> Iterator[tuple[Any, d
         yield samples[0], dataset.metainfo
 
 
-def _draw(sample: Any, meta: dict[str, Any], side: int, score_threshold: float) -> Image.Image:
-    image = Image.open(sample.img_path).convert("RGB")
+def draw_picture(
+    image: Image.Image, found: Any, meta: dict[str, Any], side: int, text_size: int, truth: Any = None
+) -> Image.Image:
+    """Draw predictions over an image: mask, box, class and score of each in its class' colour.
+
+    Args:
+        image: RGB.
+        found: ``InstanceData`` with ``labels``, ``scores``, ``bboxes`` and perhaps ``masks``, on the CPU.
+        meta: ``classes`` and their ``palette``.
+        side: the longer side of the picture in pixels.
+        text_size: of the names, in pixels.
+        truth: ``InstanceData`` with ``labels`` and ``bboxes``, drawn as thin white boxes, their classes under them.
+    """
     scale = side / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
-    truth = sample.gt_instances.cpu()
-    found = sample.pred_instances.cpu()
-    found = found[found.scores >= score_threshold]
-
+    found = found[found.scores.argsort()]  # the most certain ones last, over the others
     for label, mask in zip(found.labels, found.get("masks", ()), strict=False):
-        _tint(pixels, mask.numpy(), meta["palette"][label])
+        _tint(pixels, np.asarray(mask), meta["palette"][label])
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    font: Any = ImageFont.load_default(max(10, side // 19))
-    for label, box in zip(truth.labels, _corners(truth.bboxes), strict=True):
+    font: Any = ImageFont.load_default(max(10, text_size))
+    for label, box in zip(truth.labels, _corners(truth.bboxes), strict=True) if truth is not None else ():
         x0, y0, x1, y1 = (float(c) * scale for c in box)
         draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), outline=_TRUTH)
         _write(draw, (x1, y1), meta["classes"][label], (0, 0, 0), _TRUTH, font, "rd")
     for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True):
-        colour = tuple(meta["palette"][label])
+        colour = tuple(int(channel) for channel in meta["palette"][label])
         x0, y0, x1, y1 = (float(c) * scale for c in box)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, side // 200))
         text = f"{meta['classes'][label]}: {score:.2f}"
         below = y0 < 1.5 * font.size  # no room over the box
-        _write(draw, (x0, y0), text, (255, 255, 255), colour, font, "la" if below else "ld")
+        _write(draw, (x0, y0), text, _readable_on(colour), colour, font, "la" if below else "ld")
     return picture
+
+
+def _readable_on(colour: Sequence[int]) -> tuple[int, int, int]:
+    """Black or white."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else (255, 255, 255)
 
 
 def _corners(boxes: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from revbifpn.memory.detection import detection_inputs, detection_loss
+from revbifpn.memory.detection import detection_inputs, sum_of_losses
 from revbifpn.models import VARIANTS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -128,7 +128,7 @@ def test_a_training_step_of_each_kind_reaches_every_parameter(name: str) -> None
     detector: Any = MODELS.build(cfg.model).train()
     batch = detection_inputs(2, (64, 96), 80)
     losses = detector(torch.randn(2, 3, 64, 96), batch["data_samples"], mode="loss")
-    detection_loss(losses).backward()
+    sum_of_losses(losses).backward()
     without = [
         key for key, p in detector.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
     ]

@@ -16,7 +16,7 @@ from revbifpn.models.variants import VARIANTS
 from tests.training.classification.conftest import ROOT
 
 IN1K = sorted((ROOT / "configs/imagenet").glob("*.py"))
-OTHERS = sorted([*(ROOT / "configs/finetune").glob("*.py"), *(ROOT / "configs/fashion_mnist").glob("*.py")])
+OTHERS = sorted([*(ROOT / "configs/finetune").glob("revbifpn-*.py"), *(ROOT / "configs/fashion_mnist").glob("*.py")])
 
 
 def names(path: Path) -> str:

@@ -99,7 +99,6 @@ def test_options_that_do_not_go_with_a_detector(tmp_path: Path, monkeypatch: pyt
     detector = tmp_path / "detector.py"
     detector.write_text('model = dict(type="MaskRCNN")\noptim_wrapper = dict(type="OptimWrapper")\n')
     assert "--amp needs a GPU to train a detector" in refusal("train.py", detector, "--amp")
-    assert "--data is for classification" in refusal("train.py", detector, "--data", tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,0 +1,11 @@
+_base_ = [
+    "../_base_/models/fcn_revbifpn.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/segmentation_80k.py",
+    "../_base_/segmentation_runtime.py",
+]
+
+model = dict(
+    backbone=dict(variant="s0"),
+    decode_head=dict(in_channels=[48, 64, 128, 320], channels=560),
+)

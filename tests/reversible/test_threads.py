@@ -1,0 +1,118 @@
+"""Threads that share a model: a forward and a backward pass each give the gradients of one thread."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from revbifpn.models import RevBiFPN
+from revbifpn.reversible import ReversibleSequential, RevSilo, recompute, set_exact, set_reversible
+
+from .common import pyramid, streams
+
+THREADS = 2
+#: The same kernels on the same values; one thread of the allocator or another gives tensors another alignment.
+F64 = {"rtol": 1e-9, "atol": 1e-9}
+
+
+@pytest.fixture(autouse=True)
+def _threads_take_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def plain_chain() -> tuple[nn.Module, list[Tensor]]:
+    return pyramid(norm=True).double().train(), [streams(dtype=torch.float64, seed=seed)[0] for seed in range(THREADS)]
+
+
+def lean_model() -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    model = RevBiFPN("s0", num_classes=3, drop_path_rate=0.0, drop_rate=0.0).double().train()
+    return model, [torch.randn(2, 3, 64, 64, dtype=torch.float64) for _ in range(THREADS)]
+
+
+MODELS = {"plain": (plain_chain, 20), "lean": (lean_model, 1)}
+MODES: dict[str, Callable[[nn.Module], object]] = {
+    "reversible": lambda model: set_exact(model, False),
+    "exact": set_exact,
+    "stored": lambda model: set_reversible(model, False),
+}
+
+
+def gradients(model: nn.Module, params: list[nn.Parameter], x: Tensor) -> tuple[Tensor, ...]:
+    outputs = model(x)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = sum(((i + 1) * output.sin().sum() for i, output in enumerate(outputs)), torch.zeros(()))
+    return torch.autograd.grad(loss, params)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", MODELS)
+def test_threads_get_the_gradients_of_one(name: str, mode: str) -> None:
+    make, repetitions = MODELS[name]
+    model, inputs = make()
+    MODES[mode](model)
+    params = list(model.parameters())
+    single = copy.deepcopy(model)
+    expected = [gradients(single, list(single.parameters()), x) for x in inputs]
+    start = threading.Barrier(THREADS)
+
+    def work(x: Tensor) -> list[tuple[Tensor, ...]]:
+        start.wait(timeout=30)
+        return [gradients(model, params, x) for _ in range(repetitions)]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(work, inputs))
+    for of_thread, wanted in zip(found, expected, strict=True):
+        for grads in of_thread:
+            torch.testing.assert_close(grads, wanted, **F64)
+
+
+class Meets(nn.Module):
+    """Lets another thread go on in the middle of the replay, as the interpreter may at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.replaying: Callable[[], None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.replaying is not None and torch.is_grad_enabled():
+            replaying, self.replaying = self.replaying, None
+            replaying()
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("kind", ["layer", "recompute"])
+def test_a_pass_that_begins_in_the_middle_of_a_replay_waits_for_it(kind: str) -> None:
+    """A plain replay hangs stand-ins for the parameters into the modules; another pass must not take these for them."""
+    torch.manual_seed(0)
+    edge = Meets()
+    chain = ReversibleSequential(RevSilo({(0, 1): edge}, {(1, 0): nn.Conv2d(4, 4, 1)}))
+    x = streams()[0]
+
+    def loss() -> Tensor:
+        return recompute(edge, x).sin().sum() if kind == "recompute" else sum(s.sin().sum() for s in chain(x, x.flip(0)))  # type: ignore[return-value]
+
+    (expected,) = torch.autograd.grad(loss(), [edge.conv.weight])
+    with ThreadPoolExecutor(1) as pool:
+
+        def replaying() -> None:
+            other.append(pool.submit(loss))
+            threading.Event().wait(0.2)  # time for the other pass to begin, if nothing stops it
+
+        other: list = []  # type: ignore[type-arg]
+        edge.replaying = replaying
+        (found,) = torch.autograd.grad(loss(), [edge.conv.weight])
+        (others,) = torch.autograd.grad(other[0].result(timeout=30), [edge.conv.weight])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(others, expected)
