@@ -161,6 +161,24 @@ def beside_checkpointed_b0(group: Mapping[str, Any]) -> str:
     )
 
 
+def detector_table(part: Mapping[str, Any]) -> str:
+    """A part of :mod:`benchmarks.detection`: whole steps in time and memory, against the last row's or the first one's."""
+    rows = part["rows"]
+    key = "parts" if "parts" in rows[0] else "frozen_stages"
+    base = statistics.median(rows[-1 if key == "parts" else 0]["seconds"])
+    lines = [
+        [
+            row[key],
+            median_and_spread(row["seconds"], digits=2),
+            f"{statistics.median(row['seconds']) / base:.2f}",
+            f"{row['peak'] / 1e9:.2f} GB",
+        ]
+        for row in rows
+    ]
+    what = f"{key}: RevBiFPN-{part['variant'].upper()}, {part['batch']} images of {part['side']}x{part['side']}"
+    return table([what, "s a step: median (min - max)", "time", "memory, predicted for CUDA"], lines)
+
+
 def _megabytes(nbytes: float | None) -> str:
     return "-" if nbytes is None else f"{nbytes / 1e6:,.3g} MB" if nbytes < 999.5e6 else f"{nbytes / 1e6:,.0f} MB"
 

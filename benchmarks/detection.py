@@ -21,9 +21,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from benchmarks.common import describe, environment, median_and_spread, table, time_side_by_side, update_json
+from benchmarks.common import describe, environment, time_side_by_side, update_json
+from benchmarks.cost_tables import detector_table
 from revbifpn.integrations.mmdet import RevBiFPNBackbone
-from revbifpn.memory import format_bytes, profile_training
+from revbifpn.memory import profile_training
 from revbifpn.memory.configs import ConfigSubject
 from revbifpn.memory.detection import detection_inputs, sum_of_losses, without_values
 from revbifpn.memory.steps import Settings, profile_subject
@@ -81,9 +82,7 @@ def lean(variant: str, side: int, repeats: int) -> dict[str, Any]:
     for name, cfg in cfgs.items():
         report = profile_subject(ConfigSubject(cfg, name), "reversible", BATCH, (side, side), GPU)
         rows.append({"parts": name, "seconds": seconds[name], "peak": report.peak})
-        print(f"| {name} | {median_and_spread(seconds[name])} s | {format_bytes(report.peak)} |", flush=True)
     ours, theirs = (statistics.median(seconds[name]) for name in cfgs)
-    print(f"lean / MMDetection's: {ours / theirs:.3f} of the time")
     return {"variant": variant, "batch": BATCH, "side": side, "time_ratio": ours / theirs, "rows": rows}
 
 
@@ -99,8 +98,6 @@ def frozen(variant: str, side: int, repeats: int) -> dict[str, Any]:
         peaks[stages] = profile_training(backbone, [images.to("meta")], device="cuda", optimizer="sgd").peak
         steps[stages] = sgd_step(backbone, partial(sum_of_means, backbone, images))
     seconds = time_side_by_side(steps, repeats)
-    lines = [(stages, median_and_spread(seconds[stages]), format_bytes(peaks[stages])) for stages in steps]
-    print(table(("frozen_stages", "seconds", "memory"), lines))
     rows = [{"frozen_stages": stages, "seconds": seconds[stages], "peak": peaks[stages]} for stages in steps]
     return {"variant": variant, "batch": BATCH, "side": side, "rows": rows}
 
@@ -127,6 +124,7 @@ def main() -> None:
         print(f"\n{part}")
         variant = args.lean_variant if part == "lean" else args.frozen_variant
         result = {"lean": lean, "frozen": frozen}[part](variant, args.side, args.repeats)
+        print(detector_table(result))
         if args.json is not None:
             update_json(args.json, {part: {"environment": env, **result}})
 

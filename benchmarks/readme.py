@@ -171,6 +171,10 @@ FIGURES = {
     "memory_prediction": Figures((_writes("memory_prediction"),), lambda content: memory_prediction.as_table(content["rows"])),
     **{f"paper_{figure.replace('-', '_')}": Figures((_printed(figure),), _paper_table(figure)) for figure in paper.FIGURES},
     "paper_ratio": Figures((_printed("imagenet"),), _paper_ratio),
+    **{
+        f"detection_{part}": Figures((_writes("detection", (part,), f"--parts {part}"),), cost_tables.detector_table)
+        for part in ("lean", "frozen")
+    },
     "macs": Figures((_writes("macs", environments=()),), macs.as_table),
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),

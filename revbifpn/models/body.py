@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.fx import Proxy
 from revbifpn.models.blocks import MBConv, UpEdge, repeat_channels
 from revbifpn.models.variants import SIZE_DIVISOR, STREAMS, STRIDES, Variant
 from revbifpn.reversible import ReadOut, RevBlock, ReversibleSequential, RevSilo, SpaceToDepth, StreamWise
-from revbifpn.reversible.memory_format import MemoryFormat, in_format
+from revbifpn.reversible.memory_format import MemoryFormat, format_to_compute_in, in_format
 from revbifpn.reversible.sequential import Exact
 from revbifpn.reversible.streams import Streams, memory_format_of
 
@@ -54,6 +55,13 @@ class Body(ReversibleSequential):
             )
         outputs = super().forward(repeat_channels(image, self.slots), readout=readout)
         return outputs if readout is not None else tuple(in_format(stream, memory_format_of(image)) for stream in outputs)
+
+    def inverse(self, *streams: Tensor) -> Streams:
+        came_in = memory_format_of(streams[0])
+        # In exact mode edges return the same bits only in the format that they ran in.
+        memory_format = format_to_compute_in(cast(SpaceToDepth, self[0]).memory_format, streams[0])
+        images = super().inverse(*(in_format(stream, memory_format) for stream in streams))
+        return tuple(in_format(image, came_in) for image in images)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return trace_for_script(self, self.in_chans)

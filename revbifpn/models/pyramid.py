@@ -209,6 +209,10 @@ class RevBiFPNPyramid(nn.Module):
         _drop_edges(silo.up, lambda target: target in kept)
         _drop_edges(silo.down, lambda target: target >= kept[0])
         self.kept_levels = tuple(kept)
+        self.forget_edges()
+
+    def forget_edges(self) -> None:
+        """Look the neck's modules up anew; to be called where they were replaced."""
         self._readouts.clear()
 
     def run(self, module: nn.Module, *inputs: Tensor) -> Tensor:

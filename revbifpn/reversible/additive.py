@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from revbifpn.reversible.exact import round_to_grid
-from revbifpn.reversible.forms import Setting, own_dtype, without_autocast
+from revbifpn.reversible.forms import Setting, is_unusual, own_dtype, without_autocast
 from revbifpn.reversible.layers import Held, Reversed, ReversibleLayer
 from revbifpn.reversible.parts import Parts, join_parts, present, split
 from revbifpn.reversible.plain import modules_in_use
@@ -29,7 +30,7 @@ class AdditiveLayer(ReversibleLayer):
 
     Attributes:
         in_place: without gradients, add to streams in their memory once it is the layer's own. Hooks then see tensors that are
-            overwritten later.
+            overwritten later. An edge may have a method ``add_to(source, target)`` for it.
     """
 
     in_place = False
@@ -50,20 +51,26 @@ class AdditiveLayer(ReversibleLayer):
         """The plan for the layer as it is now."""
         return self._planned.get(lambda: Plan(self.wiring(), [self]), lambda plan: plan.structure)
 
+    def forget_edges(self) -> None:
+        """Make the next plan anew; to be called where edges were replaced."""
+        self._planned = Planned()
+
     def is_lean(self) -> bool:
         return self.plan().lean
 
-    def transform(self, streams: Streams, setting: Setting) -> Streams:
+    def transform(self, streams: Streams, setting: Setting, owned: bool = False) -> Streams:
+        """See :meth:`.ReversibleLayer.transform`; ``owned`` streams may be overwritten if the layer works in place."""
+
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
             if source.requires_grad:
-                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. No `view_as`:
-                # that gives one sample's tensor strides with which it does not count as channels_last any more.
+                # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. Not by
+                # `view_as`: of a single sample that gives strides that do not count as channels_last any more.
                 source = torch.ops.aten.alias.default(source)
             value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
 
         in_place = self.in_place and not torch.is_grad_enabled()
-        return transform(type(self).__name__, self.wiring(), streams, value_of, setting.bits, in_place)
+        return transform(type(self).__name__, self.wiring(), streams, value_of, setting.bits, in_place, owned)
 
     def inverse(self, *streams: Tensor) -> Streams:
         name, wiring = type(self).__name__, self.wiring()
@@ -91,6 +98,7 @@ def transform(
     value_of: Callable[[int, Coupling, Tensor], Tensor],
     bits: int | None,
     in_place: bool = False,
+    owned: bool = False,
 ) -> Streams:
     """Map the streams through the couplings with ordinary, differentiable operations.
 
@@ -98,29 +106,32 @@ def transform(
         name: of the layer, for messages.
         value_of: (index, coupling, source) -> the value of the coupling's edge.
         bits: of the exact mode's grid, or None.
-        in_place: overwrite what was made here.
+        in_place: overwrite what was made here, and ``streams`` too if they are ``owned``.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     dense = not traced and not any(stream.requires_grad for stream in streams)
     parts = split(streams, wiring.inputs, wiring.num_parts, name, dense)
-    # Parts that may be overwritten.
-    made = {part for stream in wiring.inputs if len(stream) > 1 for part in stream} if in_place and dense else set()
+    in_place &= dense
+    mine = {part for stream in wiring.inputs if in_place and (owned or len(stream) > 1) for part in stream}
     dtype = streams[0].dtype
     for index, coupling in enumerate(wiring.couplings):
         source, target = present(parts[coupling.source]), parts[coupling.target]
         with _named(name, coupling, source):
+            if coupling.target in mine and bits is None and hasattr(coupling.edge, "add_to") and not is_unusual(coupling.edge):
+                cast(Any, coupling.edge).add_to(source, target)
+                continue
             value = value_of(index, coupling, source)
         _check_shape(name, coupling, value, target)
         value = _settle(value, dtype, bits)
         if target is None:
             parts[coupling.target] = value
-            made.discard(coupling.source)  # an edge may return its source
-        elif coupling.target in made:
+            mine.discard(coupling.source)  # an edge may return its source
+        elif coupling.target in mine:
             target.add_(value)
         else:
             parts[coupling.target] = target + value
-            if in_place and dense:
-                made.add(coupling.target)
+            if in_place:
+                mine.add(coupling.target)
     return tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from revbifpn.reversible.additive import AdditiveLayer
 from revbifpn.reversible.exact import (
     DEFAULT_BITS,
     ExactMonitor,
@@ -230,10 +231,17 @@ class _Plain:
     def __init__(self, setting: Setting, streams: Streams) -> None:
         self.setting = setting
         self._streams = streams  # what the last layer returned
+        self._owned = False  # whether the streams that come next are new
 
     def run(self, layer: ReversibleLayer, streams: Streams) -> Streams:
-        self._streams = layer.transform(uncast(streams, self._streams), self.setting)
-        return self._streams
+        streams = uncast(streams, self._streams)
+        if isinstance(layer, AdditiveLayer):
+            outputs = layer.transform(streams, self.setting, self._owned)
+            self._owned |= layer.in_place and not any(output is stream for output in outputs for stream in streams)
+        else:
+            outputs = layer.transform(streams, self.setting)
+        self._streams = outputs
+        return outputs
 
 
 def set_reversible(model: nn.Module, reversible: bool = True) -> nn.Module:

@@ -81,3 +81,17 @@ def test_the_sentence_about_a_checkpointed_network_says_what_was_measured(millis
     assert text.endswith(
         f"28 MB of activations and {milliseconds} ms a sample against 4 MB of activations and 90 ms a sample."
     )
+
+
+def test_parts_of_detectors_and_frozen_stages() -> None:
+    where = {"variant": "s3", "batch": 2, "side": 512}
+    rows = [{"parts": "lean", "seconds": [4.0], "peak": 1.6e9}, {"parts": "MMDetection's", "seconds": [5.0], "peak": 3e9}]
+    lines = cost_tables.detector_table(where | {"rows": rows}).splitlines()
+    assert lines[0].startswith("| parts: RevBiFPN-S3, 2 images of 512x512 |")
+    assert lines[2:] == [
+        "| lean | 4.00 (4.00 - 4.00) | 0.80 | 1.60 GB |",
+        "| MMDetection's | 5.00 (5.00 - 5.00) | 1.00 | 3.00 GB |",
+    ]
+    rows = [{"frozen_stages": n, "seconds": [2.0 / (n + 1)], "peak": 1e9} for n in (0, 1)]
+    lines = cost_tables.detector_table(where | {"rows": rows}).splitlines()
+    assert lines[2:] == ["| 0 | 2.00 (2.00 - 2.00) | 1.00 | 1.00 GB |", "| 1 | 1.00 (1.00 - 1.00) | 0.50 | 1.00 GB |"]

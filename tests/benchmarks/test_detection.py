@@ -33,4 +33,5 @@ def test_detection(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyP
     frozen = result["frozen"]["rows"]
     assert [row["frozen_stages"] for row in frozen] == [0, 1, 2, 3, 4, 5]
     assert frozen[-1]["peak"] < frozen[0]["peak"]
-    assert "| frozen_stages |" in output
+    assert "| frozen_stages: RevBiFPN-S0, 2 images of 64x64 |" in output
+    assert "| parts: RevBiFPN-S0, 2 images of 64x64 |" in output

@@ -173,7 +173,15 @@ def test_steps_take_turns() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
-def test_fused_networks_are_measured_where_fusing_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference.revbifpn, "fuse", lambda model: model, raising=False)
-    rows = inference.measure("revbifpn_s0", 32, (1,), 1, lambda text: None)
-    assert set(rows[0]["seconds"]) == {"plain", "plain, channels_last", "RevBiFPN", "RevBiFPN, fused"}
+def test_inference_by_itself(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "inference.json"
+    output = command(inference, "--image-size", 32, "--batches", 2, "--repeats", 1, "--json", path)
+    (row,) = json.loads(path.read_text())["revbifpn_s0"]["rows"]
+    assert (row["image_size"], row["batch"]) == (32, 2)
+    assert {label: len(seconds) for label, seconds in row["seconds"].items()} == {
+        "plain": 1,
+        "plain, channels_last": 1,
+        "RevBiFPN": 1,
+        "RevBiFPN, fused": 1,
+    }
+    assert "| revbifpn_s0, 32, batch 2 | RevBiFPN, fused |" in output

@@ -182,9 +182,10 @@ class TestTracers:
         extractor = create_feature_extractor(model, {"levels.1": "level", "head.final": "final", eval_nodes[-1]: "logits"})
         with torch.no_grad():
             out = extractor(x)
-            assert torch.equal(out["level"], model.forward_pyramid(x)[1])
-            assert torch.equal(out["final"], model.forward_features(x))
-            assert torch.equal(out["logits"], model(x))
+            # The graph's neck and head run in the image's memory format, which changes the order of sums in float32.
+            expected = {"level": model.forward_pyramid(x)[1], "final": model.forward_features(x), "logits": model(x)}
+            for name, value in expected.items():
+                torch.testing.assert_close(out[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
     def test_fx_graph_trains(self, x: Tensor) -> None:
         torch.manual_seed(0)

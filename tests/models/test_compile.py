@@ -41,7 +41,7 @@ def training_losses(model: nn.Module, call: object, steps: int = 4) -> list[floa
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_model_trains_with_the_loss_curve_of_eager(backend: str) -> None:
-    """The graph breaks at the tape and nowhere else: neck, head and classifier are one graph each."""
+    """The graph breaks at the reversible pass and nowhere else: neck, head and classifier are one graph each."""
     torch.manual_seed(0)
     model = timm.create_model("revbifpn_s0", num_classes=4, drop_rate=0.0).train()
     assert model.body.reversible
@@ -52,7 +52,7 @@ def test_compiled_model_trains_with_the_loss_curve_of_eager(backend: str) -> Non
     assert expected[-1] < expected[0]
     reasons = torch._dynamo.utils.counters["graph_break"]
     assert reasons
-    assert all("ReversibleSequential._forward_on_tape" in reason for reason in reasons)
+    assert all("ReversibleSequential._forward_in_pass" in reason for reason in reasons)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 

@@ -117,6 +117,17 @@ def test_exact_mode_is_exact_in_every_format(choice: MemoryFormat) -> None:
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize(("choice", "came_in"), product(CHOICES, FORMATS))
+def test_the_body_is_inverted_exactly_in_every_format(choice: MemoryFormat, came_in: str) -> None:
+    torch.manual_seed(0)
+    model = set_exact(RevBiFPNPyramid("s0", memory_format=choice)).eval()
+    x = images(came_in)
+    with torch.no_grad():
+        (rebuilt,) = model.body.inverse(*model.forward_body(x))
+    assert torch.equal(rebuilt, torch.round(x * 2**13) / 2**13)
+    assert memory_format_of(rebuilt) == FORMATS[came_in]
+
+
 def test_the_format_can_be_switched() -> None:
     model = RevBiFPN("s0")
     assert model.memory_format == "auto"
