@@ -77,6 +77,8 @@ def _convolution_backward(args: tuple[Any, ...], result: Any) -> int:
             split = depthwise and 3 < max(weight.shape[2:]) <= _WIDEST_KERNEL and groups % _block() == 0
             parts = _block() ** 2 + 1 if split else 1 if depthwise else 2  # sums of a depthwise weight's gradient
             inside += max(parts * _bytes(weight), blocked_weight) + _bytes(weight)
+            if split and weight.element_size() < 4:  # the sums, and what is summed, are there in float32 too
+                inside += 4 * (parts * weight.numel() + x.numel() + grad.numel())
         elif depthwise and (not small or groups == 1):
             inside += _bytes(weight)
         else:

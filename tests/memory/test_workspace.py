@@ -76,6 +76,17 @@ def test_convolutions(shape: tuple[int, ...], layout: torch.memory_format) -> No
     check(aten.convolution_backward.default, (grad, x, weight, [0], *settings, [True, True, False]))
 
 
+@pytest.mark.skipif(not AVX512, reason="read with AVX-512 alone")
+@pytest.mark.parametrize(("channels", "side", "stride"), [(320, 2, 1), (160, 8, 1), (128, 8, 2), (80, 4, 1)])
+def test_depthwise_gradients_in_bfloat16(channels: int, side: int, stride: int) -> None:
+    like = dict(dtype=torch.bfloat16)
+    x = torch.randn(8, channels, side, side, **like).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 1, 5, 5, **like)
+    settings = ([stride, stride], [2, 2], [1, 1], False, [0, 0], channels)
+    grad = torch.randn_like(aten.convolution.default(x, weight, None, *settings))
+    check(aten.convolution_backward.default, (grad, x, weight, [0], *settings, [True, True, False]))
+
+
 @has_rules
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 def test_half_of_a_split_is_copied(layout: torch.memory_format) -> None:

@@ -42,6 +42,19 @@ def test_what_is_computed_in(choice: MemoryFormat, came_in: str) -> None:
     assert set(seen) == {FORMATS[chosen]}
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_image_is_computed_in_channels_last_to_the_end(grad: bool) -> None:
+    """torch takes some views of a single sample's channels for contiguous, and convolutions then follow."""
+    model = RevBiFPNPyramid("s0", reversible=False).eval()
+    seen: list[torch.memory_format] = []
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)]
+    for conv in convs:
+        conv.register_forward_hook(lambda _, inputs, output: seen.append(memory_format_of(output)))
+    with torch.set_grad_enabled(grad):
+        model(image(1, 64, 96))
+    assert seen == [torch.channels_last] * len(convs)
+
+
 def test_auto_is_for_the_cpu() -> None:
     """No other device was measured, so there the images decide."""
     for memory_format in FORMATS.values():
