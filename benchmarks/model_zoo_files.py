@@ -129,14 +129,6 @@ def detector_table(results: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def lean_table(content: Mapping[str, Any]) -> str:
-    """A detector with lean parts and with MMDetection's own, as :mod:`benchmarks.detection` measured them."""
-    rows = [(row["parts"], median_and_spread(row["seconds"], 1), f"{gigabytes(row['peak']):.2f}") for row in content["rows"]]
-    what = f"Mask R-CNN, {content['variant'].upper()}, {content['batch']} images of {content['side']}x{content['side']}"
-    ratio = f"The lean step takes {content['time_ratio']:.2f} of the time."
-    return f"{table((what, 's a step', 'GB, predicted'), rows)}\n\n{ratio}"
-
-
 def frozen_table(content: Mapping[str, Any]) -> str:
     """A backbone's step by ``frozen_stages``, as :mod:`benchmarks.detection` measured it."""
     what = f"frozen_stages, {content['variant'].upper()}, {content['batch']} images of {content['side']}x{content['side']}"

@@ -178,7 +178,6 @@ FIGURES = {
     "macs": Figures((_writes("macs", environments=()),), macs.as_table),
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
-    "lean_parts": Figures((_writes("detection", ("lean",), "--parts lean"),), zoo.lean_table),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }
