@@ -54,7 +54,7 @@ def test_the_model_is_left_as_it_was(tiny: TinyModel, method: str) -> None:
     assert tiny.fc.weight.grad is not None
     assert torch.equal(tiny.fc.weight.grad, torch.ones_like(tiny.fc.weight))
     assert tiny.stem.weight.grad is None
-    assert tiny.body.reported == set()
+    assert tiny.body.reports.said == set()
 
 
 def test_where_tensors_belong(tiny: TinyModel) -> None:

@@ -71,7 +71,7 @@ def test_stochastic_depth_rises_linearly_and_spares_creating_edges() -> None:
         rates = {m.drop_prob for m in blocks.modules() if hasattr(m, "drop_prob")}
         assert rates == {0.5 * (stage + 1) / 5}
         for coupling in silo.couplings():
-            creates = coupling.name.startswith("down") and coupling.target in silo.created()
+            creates = coupling.name.startswith("down") and coupling.target in silo.plan().created
             assert any(hasattr(m, "drop_prob") for m in coupling.edge.modules()) != creates
     assert not any(hasattr(m, "drop_prob") for part in (model.neck, model.head) for m in part.modules())
 
