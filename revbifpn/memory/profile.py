@@ -30,6 +30,7 @@ from revbifpn.memory.report import MemoryReport
 from revbifpn.memory.tracker import StorageTracker
 from revbifpn.memory.workspace import cpu_workspace
 from revbifpn.reversible.kernels import standing_for
+from revbifpn.reversible.streams import memory_format_of
 from revbifpn.reversible.units import format_bytes
 
 #: What a model is called with: one tensor, positional arguments, or keyword arguments.
@@ -258,9 +259,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def _made_up(like: Tensor, device: str) -> Tensor:
+    """Noise, as images are after normalisation: with zeros, norms without variance would let gradients overflow."""
+    if not like.is_floating_point():
+        return torch.zeros(like.shape, dtype=like.dtype, device=device)
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return noise.to(device, like.dtype).contiguous(memory_format=memory_format_of(like))
+
+
 def _to(value: Any, device: str) -> Any:
     if isinstance(value, Tensor):
-        return torch.zeros(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
+        return _made_up(value, device) if value.is_meta else value.to(device)
     if isinstance(value, Mapping):
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

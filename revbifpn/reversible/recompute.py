@@ -42,7 +42,10 @@ def recompute(module: nn.Module, *inputs: Tensor, store: bool = False, exact: bo
     if transformed:
         refuse_transforms("a recomputed module")
     recomputed = Recomputed(
-        form, Setting(bits=0 if exact else None, autocast=autocast_dtype(inputs[0]), frugal=not store), len(inputs), store
+        form,
+        Setting(bits=0 if exact else None, autocast=autocast_dtype(inputs[0]), frugal=not store or exact),
+        len(inputs),
+        store,
     )
     output = RecomputeFunction.apply(recomputed, *inputs, *params)
     recomputed.setting.move_counters()
