@@ -56,8 +56,10 @@ class _InFormat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         ctx.memory_format = memory_format_of(tensor)
+        ctx.set_materialize_grads(False)  # DDP asks for the gradients of outputs that the loss leaves out: they stay None
         return tensor.contiguous(memory_format=memory_format)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].contiguous(memory_format=ctx.memory_format), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        grad = grads[0]
+        return None if grad is None else grad.contiguous(memory_format=ctx.memory_format), None
