@@ -129,7 +129,7 @@ def test_results_keep_those_of_other_figures(tmp_path: Path) -> None:
     pytest.importorskip("mmdet")
     path = tmp_path / "results.json"
     assert main(["imagenet", "--models", "tf_efficientnet_b0", "--image-size", "64", "--results", str(path)]) == 0
-    options = ["--batch", "1", "--image-size", "128x192", "--results", str(path)]
+    options = ["--batch", "1", "--image-size", "384x512", "--results", str(path)]
     assert main(["faster-rcnn", "--models", "resnet101_fpn", *options]) == 0
     content = json.loads(path.read_text())
     assert [row["name"] for row in content["imagenet"]["rows"]] == ["tf_efficientnet_b0"], "no printed points"
