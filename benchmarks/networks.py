@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainRevBiFPN
-from revbifpn import RevBiFPN, set_exact, set_reversible
+from revbifpn import BudgetError, RevBiFPN, set_exact, set_reversible
 from revbifpn.memory.imagenet_accuracy import published_top1
 from revbifpn.memory.sources import TimmSubject
 from revbifpn.models import VARIANTS, Variant
@@ -106,7 +106,7 @@ def in_mode(model: RevBiFPN, mode: str, image_size: int, batch: int) -> RevBiFPN
     """Switch a new ``model`` to one of :data:`OWN_MODES`; returns it.
 
     Raises:
-        NotThereError: for another mode.
+        NotThereError: for another mode, or a budget that is smaller than what reversible mode takes.
     """
     if mode not in OWN_MODES:
         raise NotThereError(f"RevBiFPN has no mode {mode!r}: it has {', '.join(OWN_MODES)}")
@@ -115,7 +115,10 @@ def in_mode(model: RevBiFPN, mode: str, image_size: int, batch: int) -> RevBiFPN
     elif mode == "exact":
         set_exact(model, True)
     elif mode in BUDGETS:
-        model.set_activation_budget(BUDGETS[mode], image_size=image_size, batch=batch)
+        try:
+            model.set_activation_budget(BUDGETS[mode], image_size=image_size, batch=batch)
+        except BudgetError as error:
+            raise NotThereError(str(error)) from error
     return model
 
 
