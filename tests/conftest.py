@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.image_folders import make_image_folder
+
 ROOT = Path(__file__).parents[1]
 DEMO_CONFIG = ROOT / "configs" / "demo" / "mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
 
@@ -51,3 +53,14 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_ke
 randomness = dict(seed=0, deterministic=True)
 """)
     return path
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image_folder(tmp_path_factory.mktemp("images") / "data")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """An image folder that the test may spoil."""
+    return make_image_folder(tmp_path / "data")

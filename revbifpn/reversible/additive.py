@@ -62,7 +62,7 @@ class AdditiveLayer(ReversibleLayer):
         """See :meth:`.ReversibleLayer.transform`; ``owned`` streams may be overwritten if the layer works in place."""
 
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
-            if source.requires_grad:
+            if source.requires_grad and not torch.jit.is_tracing():  # a trace is checked without gradients
                 # A node of the edge's own: autograd then sums gradients in the order of `AdditiveRun.reverse`. Not by
                 # `view_as`: of a single sample that gives strides that do not count as channels_last any more.
                 source = torch.ops.aten.alias.default(source)

@@ -13,7 +13,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from revbifpn.training.checkpoints import use_checkpoint
-from tests.training.classification.conftest import fresh_runner, make_image_folder, write_config
+from tests.image_folders import make_image_folder
+from tests.training.classification.conftest import fresh_runner, write_config
 
 from ._processes import ROOT, WORLD_SIZE, run_all
 from .test_mmengine import free_port

@@ -8,46 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from PIL import Image
 
 from revbifpn.training.runner import build_runner
 
 ROOT = Path(__file__).parents[3]
-CLASSES = {"blue": (30, 40, 200), "green": (20, 190, 40), "red": (210, 30, 30)}
-NUM_TRAIN, NUM_VAL = 4, 3  # images of each class
-
 MakeConfig = Callable[..., Config]
 Refusal = Callable[..., str]
-
-
-def make_image_folder(folder: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Path:
-    """``{train,val}/{blue,green,red}/*.png``: noise around the class's colour, 48x40."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", num_train), ("val", num_val)):
-        for name, colour in CLASSES.items():
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_image_folder(tmp_path_factory.mktemp("images") / "data")
-
-
-@pytest.fixture
-def own_folder(tmp_path: Path) -> Path:
-    """An image folder that the test may spoil."""
-    return make_image_folder(tmp_path / "data")
 
 
 CONFIG = """

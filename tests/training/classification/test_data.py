@@ -24,7 +24,7 @@ from revbifpn.training.classification import (
     SeededSampler,
 )
 from revbifpn.training.classification.data import SKIPPED, DatasetEpochHook
-from tests.training.classification.conftest import CLASSES, NUM_TRAIN, NUM_VAL
+from tests.image_folders import CLASSES, NUM_TRAIN, NUM_VAL
 
 SIZE = 32
 

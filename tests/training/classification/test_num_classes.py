@@ -12,7 +12,8 @@ from revbifpn.datasets.image_folders import DataError
 from revbifpn.training.checks import check_data, check_first_weights
 from revbifpn.training.config import set_from_scratch, set_num_classes
 from revbifpn.training.errors import ConfigError
-from tests.training.classification.conftest import CLASSES, MakeConfig
+from tests.image_folders import CLASSES
+from tests.training.classification.conftest import MakeConfig
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
