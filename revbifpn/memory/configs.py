@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
+from revbifpn.integrations.config_parts import dictionaries_in
 from revbifpn.memory.imagenet_accuracy import published_top1
 from revbifpn.memory.profile import Inputs
 from revbifpn.memory.subject import Size, Subject, SubjectError
@@ -118,8 +118,10 @@ class ConfigSubject(Subject):
 def _image_of(cfg: Any) -> Size:
     """Height and width of the training images, padded as the data preprocessor pads them."""
     loader = cfg.get("train_dataloader")
-    scales = [node["scale"] for node in _nodes(loader) if "scale" in node and str(node.get("type", "")).endswith("Resize")]
-    sizes = [node["input_size"] for node in _nodes(loader) if "input_size" in node]
+    scales = [
+        node["scale"] for node in dictionaries_in(loader) if "scale" in node and str(node.get("type", "")).endswith("Resize")
+    ]
+    sizes = [node["input_size"] for node in dictionaries_in(loader) if "input_size" in node]
     size: Any = scales[0] if scales else sizes[0] if sizes else 224
     if isinstance(size, int):
         size = (size, size)
@@ -139,20 +141,9 @@ def _optimizer_of(cfg: Any) -> str | None:
     return name if name in list_optimizers() else None
 
 
-def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield all dictionaries in a part of a config."""
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _nodes(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _nodes(value)
-
-
 def _drop_pretrained(node: Any) -> None:
     """Weights do not matter for memory, and reading them may need the network."""
-    for part in _nodes(node):
+    for part in dictionaries_in(node):
         init = part.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":
             part["init_cfg"] = None
@@ -161,4 +152,4 @@ def _drop_pretrained(node: Any) -> None:
 
 
 def _num_classes(node: Any) -> int:
-    return min((part["num_classes"] for part in _nodes(node) if "num_classes" in part), default=1)
+    return min((part["num_classes"] for part in dictionaries_in(node) if "num_classes" in part), default=1)

@@ -8,15 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from revbifpn.models.checkpoints import CheckpointError, is_published_layout
+from revbifpn.models.checkpoints.layout import MBCONV_NAMES
 
-# Within an MBConv: our name -> published.
-_MBCONV_NAMES = {
-    "expand": "exp_conv",
-    "depthwise": "dw_conv",
-    "project": "project_conv",
-    "se.fc1": "se.se.1",
-    "se.fc2": "se.se.3",
-}
+_MBCONV_NAMES = {ours: published for published, ours in MBCONV_NAMES.items()}
 _MBCONV = r"(?P<op>expand|depthwise|project|se\.fc1|se\.fc2)\.(?P<rest>.+)"
 _PATTERNS = {
     "block": re.compile(r"body\.(?P<n>\d+)\.chains\.(?P<stream>\d+)\.(?P<depth>\d+)\.(?P<half>[fg])\." + _MBCONV),

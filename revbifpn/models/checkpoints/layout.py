@@ -13,7 +13,7 @@ from revbifpn.models.checkpoints.errors import CheckpointError
 from revbifpn.models.variants import VARIANTS
 
 # Within an MBConv: published name -> ours.
-_MBCONV_NAMES = {
+MBCONV_NAMES = {
     "exp_conv": "expand",
     "dw_conv": "depthwise",
     "project_conv": "project",
@@ -69,7 +69,7 @@ def _convert_key(key: str, num_streams: Mapping[int, int]) -> str:
         rest = match["rest"]
         if kind in ("final", "fc"):
             return f"head.{kind}.{rest}"
-        tail = f"{_MBCONV_NAMES[match['op']]}.{rest}"
+        tail = f"{MBCONV_NAMES[match['op']]}.{rest}"
         if kind == "neck":
             return f"neck.{match['stream']}.{tail}"
         if kind == "step":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from revbifpn.integrations.config_parts import dictionaries_in
 from revbifpn.training.checks import LOADERS, datasets
 from revbifpn.training.errors import ConfigError
 
@@ -53,7 +54,7 @@ def leave_out_mask_head(cfg: Any) -> None:
 def load_no_masks(cfg: Any) -> None:
     """Let the data pipelines leave the masks of the annotation files alone."""
     for loader in LOADERS:
-        for node in _nodes(cfg.get(loader)):
+        for node in dictionaries_in(cfg.get(loader)):
             if str(node.get("type", "")).split(".")[-1] == "LoadAnnotations":
                 node["with_mask"] = False
 
@@ -76,13 +77,3 @@ def _heads(node: Any, inside: bool = False) -> Iterator[dict[str, Any]]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from _heads(value, inside)
-
-
-def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _nodes(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _nodes(value)
