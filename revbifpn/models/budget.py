@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from revbifpn.models.blocks import repeat_channels
 from revbifpn.reversible import set_reversible
 from revbifpn.reversible.budget import Budget, BudgetError, Candidate, find_candidates
+from revbifpn.reversible.choice import Always, Choice
 from revbifpn.reversible.peak import FakeStep
 from revbifpn.reversible.units import format_bytes
 
@@ -40,11 +41,13 @@ def plan_budget(model: RevBiFPNPyramid, asked: float | int, like: Tensor) -> Bud
         step = FakeStep(model, like)
         set_reversible(model, True)
         peaks = step.activation_peaks(model.forward)
+        model.body.budget = Always(Choice(whole=True))
+        whole_peaks = step.activation_peaks(model.forward)
         found = step.run(candidates)
         set_reversible(model, False)
         stored = step.activation_peaks(model.forward).highest
     shape = like.shape
-    budget = Budget(asked, shape[0] * shape[2] * shape[3], peaks, stored, found)
+    budget = Budget(asked, shape[0] * shape[2] * shape[3], peaks, whole_peaks, stored, found)
     minimum = peaks.highest
     if budget.limit < minimum:
         raise BudgetError(
@@ -56,12 +59,14 @@ def plan_budget(model: RevBiFPNPyramid, asked: float | int, like: Tensor) -> Bud
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put train and eval mode, and the reversible mode, of every module back."""
+def _as_it_was(model: RevBiFPNPyramid) -> Iterator[None]:
+    """Put train and eval mode, and the reversible mode, of every module back, and the budget."""
     before = [(module, module.training, getattr(module, "reversible", None)) for module in model.modules()]
+    budget = model.body.budget
     try:
         yield
     finally:
+        model.body.budget = budget
         for module, training, reversible in before:
             module.training = training
             if reversible is not None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from revbifpn.reversible.additive import AdditiveLayer, transform
+from revbifpn.reversible.choice import Choice
 from revbifpn.reversible.forms import EdgeCost
 from revbifpn.reversible.peak import Peaks
 from revbifpn.reversible.plan import Coupling, Plan, Wiring
@@ -82,6 +83,7 @@ class Budget:
         asked: fraction or bytes, see :func:`read_budget`.
         pixels: batch x height x width of the step for which bytes were predicted; all of them grow in proportion.
         peaks: activation memory of that step with nothing stored.
+        whole_peaks: the same where edges run again for the whole batch at once.
         stored: its highest activation memory in stored mode, in bytes.
         candidates: the edges that can be stored, most time for their bytes first.
     """
@@ -89,9 +91,10 @@ class Budget:
     asked: float | int
     pixels: int
     peaks: Peaks
+    whole_peaks: Peaks
     stored: int
     candidates: Sequence[Candidate]
-    _chosen: dict[int, frozenset[nn.Module]] = field(default_factory=dict, repr=False)
+    _chosen: dict[int, Choice] = field(default_factory=dict, repr=False)
 
     @property
     def limit(self) -> int:
@@ -100,22 +103,31 @@ class Budget:
 
     def edges(self, pixels: int) -> frozenset[nn.Module]:
         """The edges to store in a step of so many pixels; none if that step takes more than the budget anyway."""
+        return self.choice(pixels).edges
+
+    def choice(self, pixels: int) -> Choice:
+        """What to spend in a step of so many pixels."""
         if pixels not in self._chosen:
             # Everything grows with the pixels, and so does a fraction; a number of bytes stays.
             scale = 1.0 if isinstance(self.asked, float) else pixels / self.pixels
             self._chosen[pixels] = self._choose(scale)
         return self._chosen[pixels]
 
-    def _choose(self, scale: float) -> frozenset[nn.Module]:
+    def _choose(self, scale: float) -> Choice:
+        # Chunks cost a part of the replay's time, stored edges save it: both get their share.
+        whole = self.whole_peaks.highest * scale <= self.limit / 2
+        peaks = self.whole_peaks if whole else self.peaks
+        # Operators on a whole batch take memory for themselves, which no prediction here sees: up to a tensor of an edge.
+        reserve = max((candidate.cost.kept for candidate in self.candidates), default=0) * scale if whole else 0.0
         # What an edge of link i keeps is there until the backward pass of link i: beside the work of every later link.
-        left = [self.limit - peak * scale for peak in (*self.peaks.links, self.peaks.elsewhere)]
+        left = [self.limit - reserve - peak * scale for peak in (*peaks.links, peaks.elsewhere)]
         chosen = []
         for candidate in self.candidates:
             kept = candidate.cost.kept * scale
             if all(kept <= room for room in left[candidate.link :]):
                 left[candidate.link :] = [room - kept for room in left[candidate.link :]]
                 chosen.append(candidate.edge)
-        return frozenset(chosen)
+        return Choice(frozenset(chosen), whole)
 
     def __str__(self) -> str:
         chosen = self.edges(self.pixels)

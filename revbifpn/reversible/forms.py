@@ -33,6 +33,8 @@ class Setting:
         raised: whether the streams are in float32 because what came in was in half precision: edges then compute in the
             dtype of their own parameters.
         frugal: less memory in the replay, for some more time.
+        room: bytes that an edge may keep of its replay beside chunks of the usual size; whoever keeps less works in larger
+            chunks, which are faster.
         counters: norms' ``num_batches_tracked``, collected to be moved together.
     """
 
@@ -40,6 +42,7 @@ class Setting:
     autocast: torch.dtype | None = None
     raised: bool = False
     frugal: bool = False
+    room: float = 0.0
     counters: list[Tensor] = field(default_factory=list)
 
     @property

@@ -197,7 +197,7 @@ def upsample_backward(grad: Tensor, scale: float, height: int, width: int) -> Te
 
 
 def chunk_bytes(like: Tensor, frugal: bool) -> int:
-    """How large a tensor should be for a call of its own: it fits a core's cache, or fills the device."""
+    """How large a tensor has to be for a call of its own: it fits a core's cache, or fills the device."""
     return (2**20 if device_type(like) == "cpu" else 2**22) >> (2 * frugal)
 
 

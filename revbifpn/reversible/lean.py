@@ -12,7 +12,7 @@ stochastic depth, one number a sample; a stored chain keeps ``z`` too. :mod:`.le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,7 @@ class Chain(Form):
         self.drop_path = drop_path
         self.scale = 0.0 if upsample is None else float(upsample.scale_factor)  # type: ignore[arg-type]
         self.spans: list[slice] = []  # of each unit's parameters
+        self._chunks: dict[Hashable, list[slice]] = {}
         for unit in units:
             slots = unit.slots()
             self.spans.append(slice(len(self.slots), len(self.slots) + len(slots)))
@@ -102,14 +103,23 @@ class Chain(Form):
     def begin(self, setting: Setting, store: bool) -> Run:
         return ChainRun(self, setting, store)
 
-    def chunks(self, source: Tensor, frugal: bool) -> list[slice]:
+    def chunks(self, source: Tensor, setting: Setting) -> list[slice]:
         """Slices of the batch, so large that the widest tensor of a chunk is worth a call of its own."""
+        nbytes = kernels.chunk_bytes(source, setting.frugal)
+        key = (source.shape, source.element_size(), nbytes, setting.room)
+        if key not in self._chunks:
+            room = 0.0 if setting.frugal else setting.room - self.cost(source.shape, source.element_size()).kept
+            # A chunk has some four tensors of its size beside what is kept of the whole batch.
+            self._chunks[key] = self._slices(source, nbytes + max(0.0, room) / 4)
+        return self._chunks[key]
+
+    def _slices(self, source: Tensor, nbytes: float) -> list[slice]:
         batch, _, height, width = source.shape
         widest = max(unit.conv.in_channels for unit in self.units)
         if self.scale:
             widest = max(widest, int(self.units[-1].conv.out_channels * self.scale**2))
         widest *= height * width * source.element_size()
-        count = min(batch, max(1, batch * widest // kernels.chunk_bytes(source, frugal)))
+        count = min(batch, max(1, int(batch * widest // nbytes)))
         rows = -(-batch // count)
         return [slice(begin, begin + rows) for begin in range(0, batch, rows)]
 
@@ -121,7 +131,7 @@ class Chain(Form):
             read = batch * conv.in_channels * height * width * itemsize
             height, width = _out_size(conv, height, 0), _out_size(conv, width, 1)
             written = batch * conv.out_channels * height * width
-            macs = written * conv.weight[0].numel()
+            macs = written * (conv.weight.numel() // conv.out_channels)
             kept += written * itemsize
             saved += max(macs / MACS_PER_BYTE, read + written * itemsize)
         return EdgeCost(kept, saved)
@@ -150,7 +160,7 @@ class ChainRun(Run):
         params = form.parameters()
         dtype = self.compute_dtype(source, params)
         # In exact mode the replay's operators run on the replay's shapes: kernels differ in the last bits between shapes.
-        chunks = form.chunks(source, self.setting.frugal) if self.setting.exact else [slice(None)]
+        chunks = form.chunks(source, self.setting) if self.setting.exact else [slice(None)]
         x = cast(source, dtype)
         for unit, span in zip(form.units, form.spans, strict=True):
             weight, gamma, beta, *se_params = params[span]
@@ -207,7 +217,7 @@ class ChainRun(Run):
     ) -> Replay:
         from revbifpn.reversible.lean_replay import ChunkedReplay, WholeReplay
 
-        chunks = self.form.chunks(source, self.setting.frugal)
+        chunks = self.form.chunks(source, self.setting)
         if len(chunks) == 1:
             return WholeReplay(self, source, params, kept, grad, wants_source)
         return ChunkedReplay(self, chunks, source, params, kept, grad, wants_source)

@@ -11,6 +11,7 @@ layer's streams, the gradients go through autograd as everywhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -110,7 +111,8 @@ class Pass:
             return readout.transform(streams, self.setting)
         private_before = self._private
         # Exact in all modes alike: chunks decide the last bits of what kernels return.
-        run = readout.begin(replace(self.setting, frugal=not self.stored or self.setting.exact), self.store)
+        frugal = self.setting.exact or self.setting.room < math.inf
+        run = readout.begin(replace(self.setting, frugal=frugal), self.store)
         return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
 
     def end(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from revbifpn.reversible.additive import AdditiveLayer
+from revbifpn.reversible.choice import NOTHING, Choice, Chooses
 from revbifpn.reversible.exact import (
     DEFAULT_BITS,
     ExactMonitor,
@@ -23,9 +25,6 @@ from revbifpn.reversible.passes import Pass, uncast
 from revbifpn.reversible.readout import ReadOut
 from revbifpn.reversible.refusals import are_transforms_active, check_replica, refuse_transforms
 from revbifpn.reversible.streams import Streams, stream_dtype
-
-if TYPE_CHECKING:
-    from revbifpn.reversible.budget import Budget
 
 Exact = bool | Literal["auto"]
 
@@ -64,7 +63,7 @@ class ReversibleSequential(nn.Sequential):
     ) -> None:
         super().__init__()
         self.reversible = reversible
-        self.budget: Budget | None = None
+        self.budget: Chooses | None = None
         self.reports = Reports()
         self.set_exact(exact, exact_bits)
         for layer in layers:
@@ -187,7 +186,15 @@ class ReversibleSequential(nn.Sequential):
         exact = self.exact is True or (training and self.is_exact(streams[0]))
         if training and self.reversible and not exact and autocast is not None:
             self.reports.warn("precision", half_precision_text(autocast), ReversalPrecisionWarning)
-        return Setting(bits=self.bits if exact else None, autocast=autocast, raised=half_streams and (training or exact))
+        room: float = max(stream.nbytes for stream in streams)
+        # In exact mode chunks are the same in all modes: they decide the last bits of what kernels return.
+        if not exact and (not self.reversible or self._choice(streams).whole):
+            room = math.inf
+        return Setting(self.bits if exact else None, autocast, raised=half_streams and (training or exact), room=room)
+
+    def _choice(self, streams: Streams) -> Choice:
+        """What the budget buys for these streams."""
+        return NOTHING if self.budget is None else self.budget.choice(streams[0].numel() // streams[0].shape[1])
 
     def _plainly(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
         """Without a pass: ordinary modules one after the other."""
@@ -201,7 +208,7 @@ class ReversibleSequential(nn.Sequential):
         check_replica(self)
         self.reports.collect()
         layers = self._layers()
-        keep = frozenset() if self.budget is None else self.budget.edges(streams[0].numel() // streams[0].shape[1])
+        keep = self._choice(streams).edges
         needs = any(stream.requires_grad for stream in streams)
         first = 0 if needs else next((i for i, layer in enumerate(layers) if layer.trains()), len(layers))
         if are_transforms_active():
