@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint timm-tests format wheel clean
+.PHONY: help setup demo test test-all coverage lint timm-tests format wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 18
@@ -21,6 +21,12 @@ demo: $(READY) ## make a small data set, train a Mask R-CNN on it, evaluate, dra
 
 test: $(READY) lint ## format check, lint, types, and all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=20
+
+test-all: $(READY) lint ## the same with what takes minutes: the long soak, all kills, thousands of random networks
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=20 --long
+
+coverage: $(READY) ## what no test of the engine and the models reaches
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov revbifpn --cov-report term-missing:skip-covered tests/reversible tests/models
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .

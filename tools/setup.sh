@@ -55,7 +55,12 @@ pip install -q -c "$constraints" -e '.[mmdet,demo,dev]'
 
 ops_run || die "mmcv.ops.nms does not run, so no detector can be trained. mmcv was built without its compiled operators:
   remove it ($venv/bin/pip uninstall onedl-mmcv; $venv/bin/pip cache remove onedl_mmcv) and run this again with g++ 10 or newer on PATH."
-pip check
+# crowd-kit comes without its dependencies, below: they bring a release of transformers in which MMPretrain does not import,
+# and aggregating votes needs none of it.
+broken=$(pip check | grep -v -e '^crowd-kit ' -e '^No broken requirements' || true)
+[ -z "$broken" ] || die "packages do not fit together:
+$broken"
+pip install -q --no-deps -c "$constraints" crowd-kit
 
 # MMSegmentation and MMPretrain are for tests alone, which add this folder to sys.path and are skipped without it.
 openmmlab="$("$python" -c 'import sys; print(sys.prefix)')/openmmlab"

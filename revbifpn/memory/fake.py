@@ -22,6 +22,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from revbifpn.reversible.fakes import fake_twin
+
 #: A new tensor that depends on no other is made for real up to this size, in elements.
 REAL_LIMIT = 1 << 22
 
@@ -41,11 +43,8 @@ class FakeExecution:
         self._tainted: dict[int, weakref.ref[Any]] = {}
 
     def fake(self, tensor: Tensor) -> Tensor:
-        """Return a fake twin of a tensor, with its shape, strides, dtype and device."""
-        if tensor.is_meta:
-            with self.mode:
-                return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-        return self.mode.from_tensor(tensor, static_shapes=True)
+        """Return a fake twin of a tensor; see :func:`.fake_twin`."""
+        return fake_twin(self.mode, tensor)
 
     def fake_all(self, value: Any) -> Any:
         """Return the same value with fake twins for its tensors of floating point; others may be indices, and stay real."""

@@ -7,7 +7,6 @@ way, but keeps sums by module and kind only: no operator, no timeline, no tensor
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revbifpn.reversible.fakes import LiveStorages
 from revbifpn.reversible.plan import looks_at_no_tensor
 
 #: Runs one operator: (operator, args, kwargs) -> its result.
@@ -93,7 +93,7 @@ class StorageTracker(TorchDispatchMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._modules: list[str] = []
         self._module_of_node: dict[int, str] = {}
-        self._live: dict[int, tuple[Allocation, weakref.ref[Any]]] = {}
+        self._live: LiveStorages[Allocation] = LiveStorages(self._freed)
 
     def __enter__(self) -> StorageTracker:
         self._hooks = [
@@ -116,14 +116,14 @@ class StorageTracker(TorchDispatchMode):
 
     def label(self, tensor: Tensor | None, category: str, module: str | None = None, always: bool = False) -> None:
         """Say what a live tensor is, now that it is known; ``always`` counts it from the step's beginning to its end."""
-        entry = self._live.get(tensor.untyped_storage()._cdata) if tensor is not None else None
-        if entry is None or entry[0].category:
+        allocation = self._live.record_of(tensor) if tensor is not None else None
+        if allocation is None or allocation.category:
             return
-        entry[0].category = category
+        allocation.category = category
         if module is not None:
-            entry[0].module = module
+            allocation.module = module
         if always:
-            entry[0].birth, entry[0].phase = -1, "before"
+            allocation.birth, allocation.phase = -1, "before"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # fake tensors ask for it at every turn; it does nothing
@@ -139,9 +139,8 @@ class StorageTracker(TorchDispatchMode):
         return result
 
     def _watch(self, tensor: Tensor, operator: str, module: str) -> Allocation | None:
-        storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, storage.nbytes()
-        if key in self._live or nbytes == 0:
+        nbytes = tensor.untyped_storage().nbytes()
+        if nbytes == 0 or self._live.record_of(tensor) is not None:
             return None
         allocation = Allocation(
             -(-nbytes // self._granularity) * self._granularity,
@@ -154,11 +153,10 @@ class StorageTracker(TorchDispatchMode):
             len(self.operations) - 1,
         )
         self.allocations.append(allocation)
-        self._live[key] = allocation, weakref.ref(storage, lambda _: self._freed(key))
+        self._live.add(tensor, allocation)
         return allocation
 
-    def _freed(self, key: int) -> None:
-        allocation, _ = self._live.pop(key)
+    def _freed(self, allocation: Allocation) -> None:
         allocation.death = len(self.operations)
 
     @looks_at_no_tensor

@@ -105,7 +105,7 @@ class Chain(Form):
 
     def chunks(self, source: Tensor, setting: Setting) -> list[slice]:
         """Slices of the batch, so large that the widest tensor of a chunk is worth a call of its own."""
-        nbytes = kernels.chunk_bytes(source, setting.frugal)
+        nbytes = kernels.chunk_bytes(source, setting.frugal, setting.room)
         key = (source.shape, source.element_size(), nbytes, setting.room)
         if key not in self._chunks:
             room = 0.0 if setting.frugal else setting.room - self.cost(source.shape, source.element_size()).kept

@@ -105,7 +105,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Inner(NamedTuple):
-    """What is kept of a unit after its norm; without ``a``, which is ``act(u)``, that is computed again."""
+    """What is kept of a unit after its norm; ``a``, which is ``act(u)``, only where memory allows."""
 
     u: Tensor
     a: Tensor | None
@@ -272,7 +272,7 @@ class ChunkedReplay(_ChainReplay):
         if gate is None:
             gate = self.gates[index, chunk] = Gate(unit, self.params[index][3:])
             gate.of(a)
-        return a * gate.gate, _Inner(u, a, gate)
+        return a * gate.gate, _Inner(u, None, gate)
 
     def _recompute(self, index: int, chunk: int) -> tuple[Tensor, tuple[Tensor, _Inner]]:
         """A unit's output in a chunk once more, from what is kept nearest before it; then its ``xhat`` and :class:`_Inner`."""

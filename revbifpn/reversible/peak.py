@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,37 +14,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from revbifpn.reversible.autograd import LinkFunction
+from revbifpn.reversible.fakes import LiveStorages, fake_twin
 
 
-class _LiveStorages(TorchDispatchMode):
+class _Meter(TorchDispatchMode):
     """Notes when each storage is made and freed, in the order of these events; ``known`` tensors are there before."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.events: list[tuple[int, int | None]] = []  # (bytes more or fewer, what was running: see `_now`)
         self.forward = True
         self._link: int | None = None
-        self.live: dict[int, weakref.ref[Any]] = {}
+        self.live: LiveStorages[int] = LiveStorages(lambda nbytes: self.events.append((-nbytes, None)))
+        for tensor in known:
+            self.live.add(tensor, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._watch(value.untyped_storage())
+                self._watch(value)
         return result
 
-    def _watch(self, storage: Any) -> None:
-        key, nbytes = storage._cdata, storage.nbytes()
-        if key in self.live or key in self.known or nbytes == 0:
-            return
-        self.events.append((nbytes, self._now()))
-
-        def freed(_: Any) -> None:
-            del self.live[key]
-            self.events.append((-nbytes, None))
-
-        self.live[key] = weakref.ref(storage, freed)
+    def _watch(self, tensor: Tensor) -> None:
+        nbytes = tensor.untyped_storage().nbytes()
+        if nbytes and self.live.record_of(tensor) is None:
+            self.events.append((nbytes, self._now()))
+            self.live.add(tensor, nbytes)
 
     def _now(self) -> int | None:
         """In forward the number of the newest node, in backward that of the last link that began; None before the first."""
@@ -113,16 +108,13 @@ class FakeStep:
                     f"{name} is a {type(tensor).__name__}, so a training step cannot be predicted: choose an activation "
                     "budget before the model is wrapped"
                 )
-        self.weights = {name: self._fake(tensor).requires_grad_(tensor.requires_grad) for name, tensor in tensors.items()}
+        self.weights = {
+            name: fake_twin(self.mode, tensor.detach()).requires_grad_(tensor.requires_grad)
+            for name, tensor in tensors.items()
+        }
         with self.mode:
             device = "cpu" if first.is_meta else first.device
             self.image = torch.empty_strided(like.shape, like.stride(), device=device, dtype=first.dtype)
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_meta:
-            return self.mode.from_tensor(tensor.detach(), static_shapes=True)
-        with self.mode:  # it has no device yet
-            return torch.empty_strided(tensor.shape, tensor.stride(), device="cpu", dtype=tensor.dtype)
 
     def run(self, function: Callable[[Tensor], Any]) -> Any:
         """What ``function`` returns of the input, with the fake weights hung into the module."""
@@ -131,7 +123,7 @@ class FakeStep:
 
     def activation_peaks(self, function: Callable[[Tensor], Any]) -> Peaks:
         """Bytes that are alive at most in forward and backward of ``function``, less all of the parameters' gradients."""
-        meter = _LiveStorages([self.image, *self.weights.values()])
+        meter = _Meter([self.image, *self.weights.values()])
         with self.mode, meter:
             outputs = functional_call(_Calls(self.module, function), self._named(), (self.image,))
             loss = torch.stack([output.float().mean() for output in tree_leaves(outputs)]).sum()

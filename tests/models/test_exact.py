@@ -19,7 +19,7 @@ SMALL = replace(VARIANTS["s0"], num_ext_layers=0)
 @pytest.mark.parametrize("chunk", [2**14, 2**16, 2**20])
 def test_all_modes_give_the_same_bits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neck and head are cut in smaller chunks than the body, and kernels' last bits depend on the chunk."""
-    monkeypatch.setattr(kernels, "chunk_bytes", lambda like, frugal: chunk >> (2 * frugal))
+    monkeypatch.setattr(kernels, "chunk_bytes", lambda like, frugal, room: chunk >> (2 * frugal))
     torch.manual_seed(0)
     model = RevBiFPN(SMALL, num_classes=6, exact=True).train()
     images, labels = torch.randn(6, 3, 64, 64), torch.arange(6)

@@ -56,7 +56,7 @@ def plain_forms_only() -> Iterator[None]:
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of a replay, whatever the size of the tensors."""
     size = 1 if request.param == "chunks" else 2**40
-    monkeypatch.setattr(kernels, "chunk_bytes", lambda device, frugal: size)
+    monkeypatch.setattr(kernels, "chunk_bytes", lambda device, frugal, room: size)
     return request.param
 
 
