@@ -175,7 +175,7 @@ class ChainRun(Run):
                 self.zs.append(z)
             if len(chunks) > 1 or not stats.of_batch:
                 affine = Affine(stats, gamma, beta)
-                u = torch.cat([affine.value(affine.normalise(z[rows]), dtype) for rows in chunks])
+                u = affine.value(affine.normalise(z, overwrite=not self.store), dtype, overwrite=True)
             del z
             x = unit.act.apply_(u)
             del u

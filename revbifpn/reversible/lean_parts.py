@@ -92,9 +92,9 @@ class Affine:
         out = z if overwrite and z.dtype == self.rstd.dtype else None
         return torch.addcmul(self.offset, z, self.rstd, out=out)
 
-    def value(self, xhat: Tensor, dtype: torch.dtype) -> Tensor:
-        """``u`` of ``xhat``."""
-        return cast(torch.addcmul(self.beta, xhat, self.gamma), dtype)
+    def value(self, xhat: Tensor, dtype: torch.dtype, overwrite: bool = False) -> Tensor:
+        """``u`` of ``xhat``, in its memory if that may be overwritten."""
+        return cast(torch.addcmul(self.beta, xhat, self.gamma, out=xhat if overwrite else None), dtype)
 
 
 class Gate:
