@@ -108,7 +108,11 @@ class SparseTraining:
         self._gradients: dict[str, Tensor] = {}
         self._read = False
         _check_holds(optimizer, self.weights)
-        self.zeros, self.masks = self._begin(sparsity, distribution, masks)
+        _check_state(state)
+        if state is not None and sparsity is None:  # the masks that said it have moved since
+            self.zeros, self.masks = dict(state["zeros"]), {}
+        else:
+            self.zeros, self.masks = self._begin(sparsity, distribution, masks)
         if state is not None:
             self.load_state_dict(state)
         else:
@@ -301,8 +305,7 @@ class SparseTraining:
             MaskError: if it is of another network or sparsity, or the weights are not zero where its masks drop. Nothing is
                 changed then.
         """
-        if missing := {"masks", "zeros", "steps", "generator", "lifted"} - state.keys():
-            raise MaskError(f"this is no state of SparseTraining: it has no {', '.join(sorted(missing))}")
+        _check_state(state)
         masks = {name: mask.to(torch.bool) for name, mask in state["masks"].items()}
         check_masks(self.weights, masks)
         steps = int(state["steps"])
@@ -326,6 +329,11 @@ class SparseTraining:
         self.steps, self._generator, self._read = steps, generator, False
         self._gradients.clear()
         self._apply()
+
+
+def _check_state(state: Mapping[str, Any] | None) -> None:
+    if state is not None and (missing := {"masks", "zeros", "steps", "generator", "lifted"} - state.keys()):
+        raise MaskError(f"this is no state of SparseTraining: it has no {', '.join(sorted(missing))}")
 
 
 def _network(model: nn.Module) -> nn.Module:

@@ -69,11 +69,11 @@ def test_states_that_do_not_fit_change_nothing() -> None:
     model, sparse = make("rigl")
     train(model, sparse, range(4))
     state = saved(model, sparse)
-    fresh, other = make("rigl", seed=1)
+    _fresh, other = make("rigl", seed=1)
     with pytest.raises(MaskError, match=r"zeros and the masks disagree: conv1\.weight has \d+ weights that its mask drops"):
         other.load_state_dict(state["sparsity"])  # before the weights
 
-    another, half = make("rigl", sparsity=0.5)
+    _another, half = make("rigl", sparsity=0.5)
     before = copy.deepcopy(half.state_dict())
     with pytest.raises(
         MaskError, match=r"another sparsity or schedule: after 4 steps conv1\.weight has 1036 zeros of 1152.*576"
@@ -82,7 +82,7 @@ def test_states_that_do_not_fit_change_nothing() -> None:
     assert half.steps == 0
     assert all(torch.equal(before["masks"][name], half.masks[name]) for name in half.masks)
 
-    lifted_model, lifted = make("rigl", dense_from=2)
+    _lifted_model, lifted = make("rigl", dense_from=2)
     with pytest.raises(MaskError, match=r"dense_from=2"):
         lifted.load_state_dict(state["sparsity"])
     with pytest.raises(MaskError, match="no state of SparseTraining: it has no generator"):

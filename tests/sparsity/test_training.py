@@ -328,7 +328,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(list(options.items())[0]) for options, _ in BAD])
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(next(iter(options.items()))) for options, _ in BAD])
 def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> None:
     model = small_network()
     optimizer = sgd(model)
