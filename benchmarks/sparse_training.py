@@ -2,8 +2,8 @@
 
     python -m benchmarks.sparse_training [--parts wide spdf memory recipe] [--source FOLDER] [--json FILE] [--pictures FOLDER]
 
-- ``wide``: a small ResNet on Fashion-MNIST, dense and Sparse-Wide for 50, 75 and 90% zeros at equal operations, with static, SET
-  and RigL masks, several seeds each;
+- ``wide``: a small ResNet on Fashion-MNIST, dense and Sparse-Wide for 50, 75 and 90% zeros at equal operations, with static,
+  SET and RigL masks, several seeds each;
 - ``spdf``: dense and sparse pre-training on five of its classes, then dense fine-tuning on few images of the other five;
 - ``memory``: what training RevBiFPN-S0 and ResNet-18 takes, Sparse-Wide for 0 to 90%, predicted for CUDA on fake tensors;
 - ``recipe``: operations of the two phases of ``configs/sparse``, beside dense.

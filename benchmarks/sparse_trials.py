@@ -249,4 +249,4 @@ def spdf_table(content: Mapping[str, Any]) -> str:
 
 def mean_and_spread(values: list[float]) -> str:
     """``mean (each value)``; a dash for none."""
-    return f"{statistics.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})" if values else "–"
+    return f"{statistics.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})" if values else "-"
