@@ -237,8 +237,7 @@ class SparseTraining:
                 self.masks = {name: torch.ones_like(mask) for name, mask in self.masks.items()}
             return
         if self.schedule.acts_at(self.steps):
-            if not was_dense:
-                apply_masks(self.weights, self.masks)  # an optimizer that mixes entries may have moved dropped ones
+            self._apply()  # what the optimizer did to dropped entries and their state must not be what grows
             self.masks = {
                 name: self.schedule.changed(
                     self.steps, weight, self.masks[name], self.zeros[name], self._gradients.get(name), self._generator

@@ -75,5 +75,5 @@ def test_other_bad_input() -> None:
         zeros_of(WEIGHTS, 0.5, "ERK+")
     with pytest.raises(ValueError, match="no weight to make sparse"):
         zeros_of({}, 0.5)
-    with pytest.raises(ValueError, match=r"b would be left without a weight: 16 zeros of 16"):
+    with pytest.raises(ValueError, match=r"a would be left without a weight: 1152 zeros of 1152"):
         zeros_of(WEIGHTS, 0.9999999999)

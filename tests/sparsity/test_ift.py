@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revbifpn import set_reversible
 from revbifpn.sparsity import SparseIFT, SparseTraining, count_flops, select_weights, sparse_ift
 from revbifpn.sparsity.distribution import count_zeros
 from revbifpn.sparsity.ift_layers import KINDS, doped_rank, factorized_rank, num_branches, width_factor
@@ -179,7 +180,7 @@ def test_revbifpn_transformed_trains_reversibly_as_it_does_stored(kind: str) -> 
     torch.manual_seed(0)
     ift = sparse_ift(dense, kind, 0.5)
     stored = deepcopy(ift.model)
-    stored.reversible = stored.body.reversible = False
+    set_reversible(stored, False)
     losses = []
     for model in (ift.model, stored):
         assert model.training
@@ -188,7 +189,8 @@ def test_revbifpn_transformed_trains_reversibly_as_it_does_stored(kind: str) -> 
         losses.append(train(model, sparse, range(3), side=32, size=2))
         assert set(sparse.masks) == set(ift.sparse)
     assert losses[0] == losses[1]
-    assert ift.sparse_flops == pytest.approx(ift.dense_flops, rel=0.01)
+    # Its smallest weights have 64 entries: counts are rounded by up to 1.6% there.
+    assert ift.sparse_flops == pytest.approx(ift.dense_flops, rel=0.02)
 
 
 def test_networks_that_cannot_be_transformed_say_so() -> None:

@@ -129,7 +129,7 @@ def test_clipping_sees_masked_gradients_and_accumulation_counts_updates(make_con
 def test_half_precision_and_a_transformed_network(make_config: MakeConfig) -> None:
     cfg = make_config()
     options = {
-        "sparsity": dict(method="set", update_every=2),
+        "sparsity": dict(method="set", update_every=1),
         "model.sparse_ift": dict(kind="wide", sparsity=0.5),
         "optim_wrapper.type": "AutocastOptimWrapper",
         "train_cfg.max_epochs": 1,
