@@ -58,7 +58,7 @@ def train(
     for step in steps:
         images, labels = batch(step, size, side)
         sparse.optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(next(model.parameters()).dtype)), labels)
         loss.backward()
         sparse.step(**step_options)
         losses.append(float(loss.detach()))

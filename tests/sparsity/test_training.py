@@ -139,7 +139,7 @@ def test_gradual_pruning_drops_the_smallest_weights() -> None:
     F.cross_entropy(model(images), labels).backward()
     other = copy.deepcopy(model)
     reference = sgd(other)
-    reference.load_state_dict(sparse.optimizer.state_dict())
+    reference.load_state_dict(copy.deepcopy(sparse.optimizer.state_dict()))
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
         its.grad = mine.grad.clone()
     reference.step()
