@@ -61,13 +61,13 @@ def read_images(source: Path, limit: int) -> Images:
 
 
 def small_resnet(width: int, classes: int) -> ResNet:
-    """Three basic blocks of ``width``, twice and four times as many channels behind a stem of three convolutions."""
+    """Four basic blocks, of ``width`` to eight times as many channels, behind a stem of three convolutions."""
     model = ResNet(
         BasicBlock,
-        [1, 1, 1],
+        [1, 1, 1, 1],
         num_classes=classes,
         in_chans=1,
-        channels=(width, 2 * width, 4 * width),
+        channels=(width, 2 * width, 4 * width, 8 * width),
         stem_type="deep",
         stem_width=width // 2,
     )

@@ -23,7 +23,7 @@ def trained(mode: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, S
     model = tiny_revbifpn(**MODES[mode]).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     sparse = SparseTraining(model, optimizer, 0.8, "rigl", total_steps=12, update_every=2)
-    # At 64 pixels the coarsest stream has four positions an image; with one, a norm's bits depend on how it was stored.
+    # Not at 32 pixels: where the coarsest stream has one position, exact mode's bits differ between stored and reversible.
     return model, sparse, train(model, sparse, range(6), side=64, size=2, max_norm=1.0)
 
 
