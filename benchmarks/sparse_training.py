@@ -60,7 +60,13 @@ def memory(batch: int, side: int, progress: Callable[[str], None]) -> dict[str, 
             masked = sum(w.numel() for w in select_weights(ift.model, ift.dense).values()) if sparsity else 0
             for mode in modes:
                 model = set_mode(ift.model.train(), mode)
-                row = {"network": name, "sparsity": sparsity, "mode": mode, "zeros": ift.sparsity, "parameters": parameters}
+                row: dict[str, Any] = {
+                    "network": name,
+                    "sparsity": sparsity,
+                    "mode": mode,
+                    "zeros": ift.sparsity,
+                    "parameters": parameters,
+                }
                 # Weights, gradients and momentum in float32, and a byte for each entry of a mask.
                 row |= {"activations": peak_alone(model, images, GPU, "predict"), "weights": 12 * parameters + masked}
                 rows.append(row)
