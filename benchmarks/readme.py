@@ -146,6 +146,7 @@ def _demo(content: Any) -> str:
 
 
 _EXACT = "--plot docs/images/exact_reversal.png"
+_SPARSE = {"wide": " --images 4000", "memory": " --pictures docs/images"}
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
@@ -181,7 +182,7 @@ FIGURES = {
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
     **{
-        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}"),), render)
+        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}{_SPARSE.get(part, '')}"),), render)
         for part, render in sparse.TABLES.items()
     },
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),

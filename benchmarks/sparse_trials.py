@@ -216,7 +216,8 @@ def wide_table(content: Mapping[str, Any]) -> str:
             ]
         )
     header = ["network, masks", "zeros", "parameters", "operations / dense", "top-1, %: mean (each seed)", "time / dense"]
-    return table(header, lines)
+    what = f"{content['images']:,} training and as many test images, {content['epochs']} epochs of batches of {BATCH}."
+    return f"{what}\n\n{table(header, lines)}"
 
 
 def spdf_table(content: Mapping[str, Any]) -> str:
@@ -244,7 +245,11 @@ def spdf_table(content: Mapping[str, Any]) -> str:
         "top-1 of its classes, %",
         "top-1 after fine-tuning, %: mean (each seed)",
     ]
-    return table(header, lines)
+    what = (
+        f"{content['images']:,} images and {content['epochs']} epochs of pre-training, {content['fine_tuning_images']} images "
+        f"and {content['fine_tuning_epochs']} epochs of fine-tuning, in batches of {BATCH}; the steps are those of pre-training."
+    )
+    return f"{what}\n\n{table(header, lines)}"
 
 
 def mean_and_spread(values: list[float]) -> str:

@@ -67,3 +67,12 @@ def train(
 
 def zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def sparse_sgd(model: nn.Module, method: str = "static", **options: Any) -> SparseTraining:
+    options = {"sparsity": 0.9, "total_steps": 20, "update_every": 3} | options
+    return SparseTraining(model, sgd(model), method=method, **options)
