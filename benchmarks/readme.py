@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, growth, inference, macs, memory_prediction
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
+from benchmarks import sparse_training as sparse
 from benchmarks.common import describe
 from revbifpn.memory.rows import ComparisonRow
 
@@ -145,6 +146,7 @@ def _demo(content: Any) -> str:
 
 
 _EXACT = "--plot docs/images/exact_reversal.png"
+_SPARSE = {"wide": " --images 4000", "memory": " --pictures docs/images"}
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
@@ -179,6 +181,10 @@ FIGURES = {
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
+    **{
+        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}{_SPARSE.get(part, '')}"),), render)
+        for part, render in sparse.TABLES.items()
+    },
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }
 
