@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def shares(total: int, sizes: list[int]) -> list[int]:
     for size in sizes:
         ends.append(ends[-1] + size)
     upto = [(2 * total * end + whole) // (2 * whole) for end in ends]  # rounded, by integers alone
-    return [b - a for a, b in zip(upto, upto[1:], strict=False)]
+    return [b - a for a, b in pairwise(upto)]
 
 
 def groups_of(module: nn.Module) -> int:

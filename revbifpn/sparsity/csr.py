@@ -1,9 +1,9 @@
 """Sparse products of matrices where they are faster: 1x1 convolutions and linear layers, one by one, by a stopwatch.
 
-Zeros make an ordinary kernel no faster, and no maintained package computes unstructured sparse convolutions on x86. What torch
-has is a product of a matrix in CSR form with a dense one. Whether that beats the dense product depends on the processor, the
-layer's shape and its density, and often it does not. So :func:`use_csr` times every layer on the machine at hand, with the input
-that the network gives it, and changes only those where the gain was measured; and in the end it times the whole network.
+Zeros make an ordinary kernel no faster, and no maintained package computes unstructured sparse convolutions on x86. What
+torch has is a product of a matrix in CSR form with a dense one. Whether that beats the dense product depends on the processor,
+the layer's shape and its density, and often it does not. So :func:`use_csr` times every layer on the machine at hand, with the
+input that the network gives it, and changes only those where the gain was measured; in the end it times the whole network.
 """
 
 from __future__ import annotations

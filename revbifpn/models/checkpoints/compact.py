@@ -2,11 +2,11 @@
 
 Of a tensor ``NAME`` a compact ``.safetensors`` file holds three:
 
-=================  ==================================================================================================
+=================  ===================================================================================================
 ``NAME.values``    the kept numbers, in the tensor's dtype and order
-``NAME.bitmask``   uint8, ``ceil(numbers / 8)`` bytes: bit ``i % 8`` of byte ``i // 8``, lowest first, says that number i is kept
+``NAME.bitmask``   uint8, ``ceil(numbers / 8)`` bytes: bit ``i % 8`` of byte ``i // 8``, lowest first, is number i's
 ``NAME.shape``     int64
-=================  ==================================================================================================
+=================  ===================================================================================================
 
 The entry ``revbifpn_compact`` of the file's metadata is the version of the form. Other tensors are there as they are. Of n
 numbers of b bytes, of which a fraction s is dropped, that is ``n / 8 + n b (1 - s)`` bytes: less than dense where s is above
