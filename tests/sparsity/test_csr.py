@@ -1,4 +1,4 @@
-"""CSR layers: equal results, and the choice by time. No time is judged: the stopwatch is replaced where the choice is tested."""
+"""CSR layers: equal results, and the choice by time, for which the tests replace the stopwatch."""
 
 from __future__ import annotations
 
