@@ -20,7 +20,7 @@ import torch
 from revbifpn.models.checkpoints import CheckpointError, read
 from revbifpn.sparsity.compact import expand, save_compact
 from revbifpn.sparsity.csr import use_csr
-from revbifpn.sparsity.report import image_side, load_model, report
+from revbifpn.sparsity.report import image_channels, image_side, load_model, report
 
 _NAME = "revbifpn-sparsity"
 
@@ -96,8 +96,8 @@ def _time(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     model, _ = load_model(args.model, args.checkpoint)
     side = args.image_size or image_side(model)
-    channels = int(getattr(model, "in_chans", 3))
-    _, timing = use_csr(model, torch.randn(args.batch_size, channels, side, side), repeats=args.repeats)
+    images = torch.randn(args.batch_size, image_channels(model), side, side)
+    _, timing = use_csr(model, images, repeats=args.repeats)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch_size} of {side}x{side}")
     print(timing.table())
 

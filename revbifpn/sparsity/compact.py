@@ -17,7 +17,7 @@ from torch import Tensor
 from revbifpn.models.checkpoints import CheckpointError, check_integrity
 from revbifpn.models.checkpoints.compact import METADATA, VERSION, compact_size, masks_of, pack
 from revbifpn.models.checkpoints.files import read_file, read_safetensors
-from revbifpn.sparsity.criteria import check_zeros
+from revbifpn.sparsity.masks import MaskError, check_masks, check_zeros
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,16 @@ def save_compact(
         The bytes, dense and compact.
 
     Raises:
-        ValueError: for masks of another model, or a weight that its mask drops and that is not zero.
+        MaskError: for masks of another model, or a weight that its mask drops and that is not zero.
         CheckpointError: for a name that does not end in .safetensors, a file that exists, or one that was not written right.
     """
     path, masks = Path(path), dict(masks or {})
     _check_target(path, overwrite)
-    for name, mask in masks.items():
-        if name not in state_dict or mask.shape != state_dict[name].shape or mask.dtype != torch.bool:
-            raise ValueError(f"the masks are of another model: {name!r} is no tensor of that shape in the state dict")
-        check_zeros(name, state_dict[name], mask)
+    if unknown := [name for name in masks if name not in state_dict]:
+        raise MaskError(f"masks of another model: the state dict has no {unknown[0]}")
+    weights = {name: state_dict[name] for name in masks}
+    check_masks(weights, masks)
+    check_zeros(weights, masks)
     taken = [key for key in state_dict if key.endswith((".values", ".bitmask", ".shape"))]
     if taken:
         raise CheckpointError(f"the state dict has {taken[0]!r}, a name that the compact form needs for itself")

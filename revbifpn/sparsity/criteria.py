@@ -7,14 +7,15 @@ the groups of an n:m pattern lie along the input channels, as the tensor cores o
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from revbifpn.sparsity.distribution import check_sparsity, count_zeros
+from revbifpn.sparsity.masks import keep_largest
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Amount:
     sparsity: float
     keep: int | None = None
     of: int | None = None
+
+    def zeros(self, weights: int) -> int:
+        """How many of so many weights go."""
+        return weights - weights // self.of * self.keep if self.of and self.keep else count_zeros(weights, self.sparsity)
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.of}" if self.of else f"{100 * self.sparsity:g}%"
@@ -52,31 +57,19 @@ def amount(sparsity: float | str) -> Amount:
         except ValueError:
             message = f"sparsity must be a fraction such as 0.5, or a pattern such as 2:4, got {sparsity!r}"
             raise ValueError(message) from None
-    if math.isnan(sparsity) or not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity must be a fraction in 0..1, got {sparsity}")
-    if sparsity == 1:
-        raise ValueError("a sparsity of 1 would leave no weight in any layer: take less")
-    return Amount(float(sparsity))
+    return Amount(check_sparsity(sparsity))
 
 
-def check_amount(name: str, module: nn.Module, asked: Amount) -> None:
-    """Check that a layer can be pruned by so much.
+def check_pattern(name: str, weight: Tensor, asked: Amount) -> None:
+    """Check that a layer's inputs in a group are a multiple of an n:m pattern.
 
     Raises:
-        ValueError: if no weight would be left, or if the inputs of a group are no multiple of an n:m pattern.
+        ValueError: if they are not.
     """
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if asked.of:
-        if weight.shape[1] % asked.of:
-            raise ValueError(
-                f"{name} has {weight.shape[1]} inputs in each group, no multiple of {asked.of}, so the pattern {asked} does "
-                f"not fit: leave it dense (dense=[{name!r}])"
-            )
-    elif round(asked.sparsity * weight.numel()) >= weight.numel():
+    if asked.of and weight.shape[1] % asked.of:
         raise ValueError(
-            f"{name} would be left without a weight: it has {weight.numel()}, and {asked} of them are to go. "
-            f"Take less, or leave it dense (dense=[{name!r}])"
+            f"{name} has {weight.shape[1]} inputs in each group, no multiple of {asked.of}, so the pattern {asked} does not "
+            f"fit: leave it dense (dense=[{name!r}])"
         )
 
 
@@ -119,7 +112,7 @@ def wanda_mask(matrix: Tensor, norms: Tensor, asked: Amount, zeros: int | None =
     Args:
         matrix: (rows, columns).
         norms: L2 norm of each column's input, (columns,).
-        zeros: how many weights of the matrix go; None for the rounded fraction.
+        zeros: how many weights of the matrix go; None for what ``asked`` says.
 
     Returns:
         A mask, True where a weight is kept.
@@ -127,7 +120,7 @@ def wanda_mask(matrix: Tensor, norms: Tensor, asked: Amount, zeros: int | None =
     scores = matrix.abs().to(norms.dtype) * norms
     if asked.of:
         return keep_highest(scores, asked)
-    total = round(asked.sparsity * matrix.numel()) if zeros is None else zeros
+    total = asked.zeros(matrix.numel()) if zeros is None else zeros
     counts = torch.tensor(shares(total, [matrix.shape[1]] * len(matrix)), device=matrix.device)
     ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks >= counts[:, None]
@@ -139,42 +132,5 @@ def keep_highest(scores: Tensor, asked: Amount, zeros: int | None = None) -> Ten
         grouped = scores.reshape(len(scores), -1, asked.of)
         ranks = grouped.argsort(dim=2, stable=True).argsort(dim=2)
         return (ranks >= asked.of - asked.keep).view(scores.shape)
-    count = round(asked.sparsity * scores.numel()) if zeros is None else zeros
-    keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    keep[scores.flatten().argsort(stable=True)[:count]] = False
-    return keep.view(scores.shape)
-
-
-def check_masks(model: nn.Module, masks: Mapping[str, Tensor], *, zeros: bool = False) -> None:
-    """Check that masks are those of ``model``.
-
-    Args:
-        zeros: check too that every weight that a mask drops is zero.
-
-    Raises:
-        ValueError: naming the first mask that belongs to no parameter, has another shape or dtype, or disagrees with zeros.
-    """
-    parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"the masks are of another model: {type(model).__name__} has no parameter {name!r}")
-        if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
-            raise ValueError(
-                f"the masks are of another model: that of {name!r} is {mask.dtype} {tuple(mask.shape)}, expected torch.bool "
-                f"{tuple(parameters[name].shape)}"
-            )
-        if zeros:
-            check_zeros(name, parameters[name], mask)
-
-
-def check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
-    """Check that what a mask drops is zero.
-
-    Raises:
-        ValueError: naming the weight, and how many of it are not.
-    """
-    if wrong := int((weight.detach()[~mask] != 0).sum()):
-        raise ValueError(
-            f"mask and zeros of {name!r} disagree: {wrong} weights that the mask drops are not zero. "
-            "Take the masks that the weights were pruned with, or multiply the weights by the masks"
-        )
+    count = asked.zeros(scores.numel()) if zeros is None else zeros
+    return keep_largest(scores, scores.numel() - count)

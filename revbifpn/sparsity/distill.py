@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revbifpn.sparsity.criteria import check_masks
+from revbifpn.sparsity.masks import MaskError, check_masks, check_zeros
 from revbifpn.sparsity.repair import modes_kept
+from revbifpn.sparsity.selection import select_weights
+from revbifpn.sparsity.training import SparseTraining
 
 
 class FeatureTaps:
@@ -89,16 +92,6 @@ def square_head(student: Sequence[Tensor], teacher: Sequence[Tensor], eps: float
     return torch.stack(losses).sum()
 
 
-def hold_zeros(model: nn.Module, masks: Mapping[str, Tensor], gradients: bool = False) -> None:
-    """Set what the masks drop to zero, in the weights or in their gradients."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, mask in masks.items():
-            target = parameters[name].grad if gradients else parameters[name]
-            if target is not None:
-                target.masked_fill_(~mask, 0.0)
-
-
 def train_pruned(
     model: nn.Module,
     masks: Mapping[str, Tensor],
@@ -113,8 +106,7 @@ def train_pruned(
 ) -> list[float]:
     """Train a pruned network, with its zeros held, by cross entropy and, with a teacher, by :func:`square_head` too.
 
-    The masked gradients are clipped, not the dense ones, and zeros are set again after each step, since not every optimizer
-    keeps them.
+    :class:`.SparseTraining` holds the zeros, so the masked gradients are clipped, not the dense ones.
 
     Args:
         model: with the zeros of ``masks``. It is in training mode meanwhile, and afterwards as it was.
@@ -135,14 +127,10 @@ def train_pruned(
             that student and teacher do not have alike.
         FloatingPointError: if the loss is NaN or infinite.
     """
-    check_masks(model, masks, zeros=True)
-    ours = {id(parameter) for parameter in model.parameters()}
-    if not all(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("the optimizer has parameters of another model: make it from the pruned model's")
-    losses = []
     taps = FeatureTaps(model, features) if teacher is not None else None
     guide = FeatureTaps(teacher, features) if teacher is not None else None
-    with modes_kept(model):
+    losses = []
+    with _held(model, masks, optimizer) as sparse, modes_kept(model):
         model.train()
         for step, (images, labels) in enumerate(batches):
             optimizer.zero_grad(set_to_none=True)
@@ -158,11 +146,24 @@ def train_pruned(
             losses.append(float(loss.detach()))
             if not torch.isfinite(loss.detach()):
                 raise FloatingPointError(f"the loss of step {step + 1} is {losses[-1]}: take a lower learning rate")
-            hold_zeros(model, masks, gradients=True)
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            hold_zeros(model, masks)
+            sparse.step(max_norm=clip)
             if scheduler is not None:
                 scheduler.step()
     return losses
+
+
+@contextmanager
+def _held(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Iterator[SparseTraining]:
+    """Static masks for a while; refused before anything changes if the weights are not zero where the masks drop."""
+    parameters = dict(model.named_parameters())
+    if unknown := [name for name in masks if name not in parameters]:
+        raise MaskError(f"masks of another model: {type(model).__name__} has no {unknown[0]}")
+    weights = {name: parameters[name] for name in masks}
+    check_masks(weights, masks)
+    check_zeros(weights, masks)
+    dense = [name for name in select_weights(model) if name not in masks]
+    sparse = SparseTraining(model, optimizer, method="static", masks=masks, dense=dense)
+    try:
+        yield sparse
+    finally:
+        sparse.remove()

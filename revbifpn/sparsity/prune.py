@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from revbifpn.sparsity import criteria
 from revbifpn.sparsity.calibration import LayerCall, LayerCalls, positions_of, second_moments
-from revbifpn.sparsity.criteria import Amount, amount, as_matrix, as_weight, check_amount, shares
+from revbifpn.sparsity.criteria import Amount, amount, as_matrix, as_weight, check_pattern, shares
 from revbifpn.sparsity.repair import modes_kept, repair_statistics
 from revbifpn.sparsity.selection import select_weights
 from revbifpn.sparsity.sparsegpt import DAMPING, relative_error, sparsegpt
@@ -123,8 +123,7 @@ def prune(
         seed: of the choice of positions.
 
     Raises:
-        ValueError: for arguments out of their range; for a layer that would be left without a weight, or that an n:m pattern
-            does not fit; for images that the model does not take, or that are not finite; for a selected weight that the
+        ValueError: for arguments out of their range; for a layer that an n:m pattern does not fit; for images that the model does not take, or that are not finite; for a selected weight that the
             images do not reach. Nothing is changed then.
     """
     if method not in METHODS:
@@ -137,8 +136,8 @@ def prune(
     weights = select_weights(model, dense)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no weight to prune: all stay dense")
-    for name in weights:
-        check_amount(name, model.get_submodule(name.rpartition(".")[0]), asked)
+    for name, weight in weights.items():
+        check_pattern(name, weight, asked)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     run = _Run(model, weights, before, asked, method, positions, damping, seed)
     repaired = 0
@@ -232,7 +231,7 @@ class _Run:
         weight, before = self.weights[name], self.before[name]
         groups = 1 if moments is None else len(moments)
         matrices = as_matrix(before).chunk(groups)
-        zeros = shares(round(self.asked.sparsity * before.numel()), [matrix.numel() for matrix in matrices])
+        zeros = shares(self.asked.zeros(before.numel()), [matrix.numel() for matrix in matrices])
         if self.method == "magnitude":  # the whole layer competes, across its groups
             masks = list(criteria.magnitude_mask(torch.cat(matrices), self.asked).chunk(groups))
             pruned = [matrix.masked_fill(~mask, 0.0) for matrix, mask in zip(matrices, masks, strict=True)]

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 import revbifpn  # noqa: F401  (registers the timm models)
 from revbifpn.models.checkpoints import Fitted, find_variant, fit, locate, read, read_checkpoint
-from revbifpn.sparsity.calibration import LayerCall, LayerCalls, positions_of
 from revbifpn.sparsity.compact import Sizes, sizes
-from revbifpn.sparsity.selection import weight_rules
+from revbifpn.sparsity.flops import count_flops
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def report(checkpoint: str | Path, model: str | None = None, image: int | None =
     if model is not None:
         network, state_dict = load_model(model, checkpoint, ema=ema)
         side = image or image_side(network)
-        total, flops = count_flops(network, side)
+        total, flops = _flops(network, side)
     layers, others = [], 0
     for name, tensor in state_dict.items():
         if tensor.ndim >= 2 and tensor.is_floating_point() and tensor.numel():
@@ -201,27 +198,16 @@ def image_side(model: nn.Module) -> int:
     return int((size.get("input_size") or (3, 224, 224))[-1])
 
 
-def count_flops(model: nn.Module, side: int) -> tuple[int, dict[str, int]]:
-    """FLOPs of one image: of the whole network, and of each weight of a ``Conv2d`` or ``Linear`` by its name.
+def image_channels(model: nn.Module) -> int:
+    """The channels of a model's images."""
+    size: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return int(getattr(model, "in_chans", None) or (size.get("input_size") or (3,))[0])
 
-    Raises:
-        ValueError: if the model does not take an image of that side.
-    """
-    weights: dict[str, Tensor] = {rule.name: rule.parameter for rule in weight_rules(model)}
-    channels = int(
-        getattr(model, "in_chans", None) or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
-    )
-    flops: dict[str, int] = {}
 
-    def seen(name: str, call: LayerCall) -> None:
-        flops[name] = flops.get(name, 0) + 2 * call.weight.numel() * positions_of(call)
-
-    reference = next(iter(weights.values()))
-    image = torch.zeros(1, channels, side, side, dtype=reference.dtype, device=reference.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, LayerCalls(weights, seen):
-        try:
-            model(image)
-        except Exception as error:
-            message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{type(model).__name__} takes no image of {side}x{side}: {message}") from error
-    return int(counter.get_total_flops()), flops
+def _flops(model: nn.Module, side: int) -> tuple[int, dict[str, int]]:
+    try:
+        found = count_flops(model, (1, image_channels(model), side, side))
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{type(model).__name__} takes no image of {side}x{side}: {message}") from error
+    return found.total, found.layers

@@ -37,7 +37,7 @@ def sparsegpt(
         hessian: second moments of the inputs, (columns, columns); its scale does not matter.
         asked: how much goes. The choice is made in blocks of columns, over all rows of a block; in an n:m pattern in each
             group of a row.
-        zeros: how many weights go; None for the rounded fraction.
+        zeros: how many weights go; None for what ``asked`` says.
         mask: use this mask, True where a weight is kept, instead of choosing one.
         damping: is added to the diagonal, as a fraction of its mean: it stands against inputs that nearly depend on each
             other and against too few samples.
@@ -59,7 +59,7 @@ def sparsegpt(
         block = -(-block // asked.of) * asked.of
     starts = range(0, columns, block)
     widths = [min(block, columns - start) for start in starts]
-    total = round(asked.sparsity * matrix.numel()) if zeros is None else zeros
+    total = asked.zeros(matrix.numel()) if zeros is None else zeros
     quotas = shares(total, [rows * width for width in widths])
     due = 0  # zeros that earlier blocks had too many of (negative) or too few
     for start, width, quota in zip(starts, widths, quotas, strict=True):
