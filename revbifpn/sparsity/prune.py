@@ -123,8 +123,9 @@ def prune(
         seed: of the choice of positions.
 
     Raises:
-        ValueError: for arguments out of their range; for a layer that an n:m pattern does not fit; for images that the model does not take, or that are not finite; for a selected weight that the
-            images do not reach. Nothing is changed then.
+        ValueError: for arguments out of their range, a pattern that does not fit a layer or matches nothing, images that the
+            model does not take or that are not finite, or a selected weight that the images do not reach. Nothing is changed
+            then.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
