@@ -143,6 +143,8 @@ def use_csr(
     if any(module.weight.device.type != "cpu" for module in layers.values()) or images.device.type != "cpu":
         raise ValueError("use_csr is for the CPU: move the model and the images there")
     inputs = _inputs(model, layers, images)
+    if not inputs:
+        raise ValueError(f"{type(model).__name__} computes none of its layers with zeros as they are: it may be fused already")
     timings: dict[str, LayerTiming] = {}
     replaced: dict[nn.Module, nn.Module] = {}
     with torch.no_grad():
