@@ -185,8 +185,8 @@ def _call(name: str) -> nn.Module:
     module, _, function = name.partition(":")
     try:
         network = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: there is no such function ({error})") from error
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name}: there is no such function without arguments ({error})") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returns {type(network).__name__}, not a network")
     return network

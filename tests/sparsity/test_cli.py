@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from revbifpn.sparsity.cli import main
+from revbifpn.sparsity.compact import sizes
 from revbifpn.sparsity.prune import prune
 from revbifpn.sparsity.report import report
 from tests.sparsity.networks import small_net
@@ -72,9 +73,9 @@ def test_a_revbifpn_is_found_by_its_shapes(tmp_path: Path, capsys: pytest.Captur
 def test_compact_and_expand(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compact, dense = tmp_path / "compact.safetensors", tmp_path / "dense.safetensors"
     assert main(["compact", str(pruned), str(compact)]) == 0
-    assert "3 of 22 tensors are compact" in capsys.readouterr().out
-    assert main(["expand", str(compact), str(dense)]) == 0
     state = torch.load(pruned)["state_dict"]
+    assert f"{len(sizes(state).packed)} of {len(state)} tensors are compact" in capsys.readouterr().out
+    assert main(["expand", str(compact), str(dense)]) == 0
     assert all(torch.equal(state[key], value) for key, value in load_file(dense).items())
     assert report(compact, SMALL, 12).layers == report(pruned, SMALL, 12).layers
     assert compact.stat().st_size < dense.stat().st_size
@@ -93,8 +94,8 @@ def test_time(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["report", "none.pth"], "checkpoint not found: none.pth"),
         (["report", "PRUNED", "--model", "resnet"], "timm knows no model 'resnet'"),
-        (["report", "PRUNED", "--model", "tests.sparsity.networks:none"], "there is no such function"),
-        (["report", "PRUNED", "--model", "tests.sparsity.networks:correlated"], "no such function|correlated"),
+        (["report", "PRUNED", "--model", "tests.sparsity.networks:none"], "no such function"),
+        (["report", "PRUNED", "--model", "tests.sparsity.networks:correlated"], "no such function without arguments"),
         (["report", "PRUNED", "--model", "test_resnet"], "small.pth does not fit the model"),
         (["compact", "PRUNED", "x.pth"], "x.pth must end in .safetensors"),
         (["expand", "PRUNED", "x.safetensors"], "is no .safetensors file, so it is not compact"),
@@ -106,4 +107,4 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, pruned: Path,
     error = capsys.readouterr().err
     assert error.startswith("revbifpn-sparsity: ")
     assert error.count("\n") == 1
-    assert any(part in error for part in message.split("|"))
+    assert message in error

@@ -41,8 +41,6 @@ def test_right_statistics_stay_as_they_are() -> None:
     total = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert repair_statistics(model, images) == total
     once = {key: value.clone() for key, value in model.state_dict().items()}
-    # A single batch in training mode is normalised by itself: with its statistics, eval mode gives the same logits, up to
-    # the factor n / (n - 1) of running variances, which is large where maps have few pixels.
     assert repair_statistics(model, images) == total
     assert all(torch.equal(once[key], value) for key, value in model.state_dict().items())
     first = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
