@@ -223,7 +223,7 @@ def main() -> None:
         "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="the four *-ubyte.gz files"
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--epochs", type=float, default=5, help="of the dense training")
+    parser.add_argument("--epochs", type=float, default=3, help="of the dense training")
     parser.add_argument("--train-on", type=float, default=0.5, help="epochs of training with the zeros held")
     parser.add_argument("--train-images", type=int, help="take the first so many alone")
     parser.add_argument("--val-images", type=int, help="take the first so many alone")
@@ -238,12 +238,14 @@ def main() -> None:
     print(describe(env))
     if "accuracy" in args.parts:
         data = load(args.data, args.train_images, args.val_images)
-        networks = [accuracy(name, data, args.epochs, args.train_on, args.work_dir) for name in args.networks]
-        result = {"environment": env, "networks": networks}
+        networks: list[dict[str, Any]] = []
+        result: dict[str, Any] = {"environment": env, "networks": networks}
+        for name in args.networks:
+            networks.append(accuracy(name, data, args.epochs, args.train_on, args.work_dir))
+            if args.json is not None:
+                update_json(args.json, {"accuracy": result})
         print(accuracy_table(result))
         print(training_text(result))
-        if args.json is not None:
-            update_json(args.json, {"accuracy": result})
     if "csr" in args.parts:
         result = {"environment": env, "side": args.side, "rows": csr(args.side, args.repeats)}
         print(csr_table(result))

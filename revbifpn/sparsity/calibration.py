@@ -112,13 +112,14 @@ def windows(call: LayerCall) -> Tensor:
 
 def _padding(call: LayerCall) -> list[int]:
     """In the order of ``F.pad``: left, right, top, bottom."""
-    if call.padding == "valid":
-        return [0, 0, 0, 0]
-    if call.padding == "same":  # torch puts the odd pixel behind
+    if isinstance(call.padding, str):
+        if call.padding == "valid":
+            return [0, 0, 0, 0]
+        # "same": torch puts the odd pixel behind
         whole = [dilation * (kernel - 1) for dilation, kernel in zip(call.dilation, call.weight.shape[2:], strict=True)]
         return [side for total in reversed(whole) for side in (total // 2, total - total // 2)]
     vertical, horizontal = call.padding
-    return [int(horizontal), int(horizontal), int(vertical), int(vertical)]
+    return [horizontal, horizontal, vertical, vertical]
 
 
 def second_moments(call: LayerCall, most: int, generator: torch.Generator) -> tuple[Tensor, int]:

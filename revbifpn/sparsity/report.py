@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 import revbifpn  # noqa: F401  (registers the timm models)
-from revbifpn.models.checkpoints import Fitted, find_variant, fit, locate, read, read_checkpoint
+from revbifpn.models.checkpoints import find_variant, fit, locate, read, read_checkpoint
 from revbifpn.sparsity.compact import Sizes, sizes
 from revbifpn.sparsity.flops import count_flops
 
@@ -132,7 +132,7 @@ def report(checkpoint: str | Path, model: str | None = None, image: int | None =
         FileNotFoundError, CheckpointError: if the file cannot be read, or does not fit ``model``.
         ValueError: if there is no such model, or it does not take such an image.
     """
-    state_dict = read_checkpoint(checkpoint, ema=ema)
+    state_dict: dict[str, Tensor] = read_checkpoint(checkpoint, ema=ema)
     if model is None and (variant := find_variant(state_dict)) and any(key.startswith("head.") for key in state_dict):
         model = f"revbifpn_{variant}"
     flops: dict[str, int] = {}
@@ -153,14 +153,14 @@ def report(checkpoint: str | Path, model: str | None = None, image: int | None =
     return SparsityReport(str(checkpoint), model or "", side, layers, others, total, sizes(state_dict), file_bytes)
 
 
-def load_model(name: str, checkpoint: str | Path, ema: bool = True) -> tuple[nn.Module, Fitted]:
+def load_model(name: str, checkpoint: str | Path, ema: bool = True) -> tuple[nn.Module, dict[str, Tensor]]:
     """Make a network with the weights of a checkpoint, and as many classes as that has. In eval mode.
 
     Args:
         name: timm's, or ``module:callable``.
 
     Returns:
-        The network, and the state dict that it was given.
+        The network, and its state dict.
 
     Raises:
         FileNotFoundError, CheckpointError: if the file cannot be read or does not fit.
@@ -178,7 +178,7 @@ def load_model(name: str, checkpoint: str | Path, ema: bool = True) -> tuple[nn.
         raise ValueError(f"timm knows no model {name!r}: give a name of timm.list_models(), or module:callable")
     fitted = fit(loaded.state_dict, network, loaded.source)
     network.load_state_dict(fitted)
-    return network.eval(), fitted
+    return network.eval(), network.state_dict()
 
 
 def _call(name: str) -> nn.Module:

@@ -84,7 +84,10 @@ def test_any_masks_update_is_the_brain_surgeons_column_by_column(block: int) -> 
 
 
 def test_the_error_is_below_magnitudes_and_above_least_squares() -> None:
-    weights, inputs, hessian = problem(rows=16, columns=40, samples=600)
+    """Where inputs depend on each other, as those of trained networks do: 40 of them, made of 12 and a little noise."""
+    weights, noise, _ = problem(rows=16, columns=40, samples=600)
+    inputs = torch.randn(600, 12, dtype=torch.float64) @ torch.randn(12, 40, dtype=torch.float64) + 0.03 * noise
+    hessian = inputs.T @ inputs
     updated, mask = sparsegpt(weights, hessian, HALF)
     by_magnitude = magnitude_mask(weights, HALF)
     errors = [
