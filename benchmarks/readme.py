@@ -28,6 +28,7 @@ from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, 
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
 from benchmarks import pruning as one_shot
+from benchmarks import sparse_training as sparse
 from benchmarks.common import describe
 from revbifpn.memory.rows import ComparisonRow
 
@@ -183,6 +184,10 @@ FIGURES = {
     "pruning_accuracy": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.accuracy_table),
     "pruning_training": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.training_text),
     "pruning_csr": Figures((_writes("pruning", ("csr",), "--parts csr"),), one_shot.csr_table),
+    **{
+        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}"),), render)
+        for part, render in sparse.TABLES.items()
+    },
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }
 

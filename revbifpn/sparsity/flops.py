@@ -50,8 +50,8 @@ class Flops:
         fixed = self.total - maskable
         if fixed >= budget:
             raise ValueError(
-                f"what stays dense has {fixed:,} operations, which leaves nothing of {budget:,.0f} for the sparse weights: take "
-                "a lower sparsity, or let more become sparse"
+                f"what stays dense has {fixed:,} operations, which leaves nothing of {budget:,.0f} for the sparse weights: "
+                "take a lower sparsity, or let more become sparse"
             )
         kept = (budget - fixed) / maskable if maskable else 2.0
         if kept > 1 + 1e-9:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from revbifpn.sparsity.algorithms import Schedule
+from revbifpn.sparsity.arguments import check_holds, check_state, inner_network, last_step
 from revbifpn.sparsity.distribution import check_sparsity, zeros_of
 from revbifpn.sparsity.masks import (
     MaskError,
@@ -38,7 +39,6 @@ from revbifpn.sparsity.masks import (
 )
 from revbifpn.sparsity.selection import select_weights
 
-END_SHARE = 0.75  # of the training, after which masks stay as they are
 INITIAL = ("random", "magnitude", "zeros")
 
 
@@ -93,10 +93,10 @@ class SparseTraining:
         masks: str | Mapping[str, Tensor] = "random",
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        network = _network(model)
+        network = inner_network(model)
         selected = select_weights(network, dense)
         self.weights = {name: weight for name, weight in selected.items() if weight.requires_grad}
-        self.schedule = Schedule(method, begin, _last_step(method, end, total_steps), update_every, drop_fraction)
+        self.schedule = Schedule(method, begin, last_step(method, end, total_steps), update_every, drop_fraction)
         if dense_from is not None and dense_from < 1:
             raise ValueError(f"dense_from must be a step from 1 on, got {dense_from!r}")
         self.dense_from = dense_from
@@ -107,8 +107,12 @@ class SparseTraining:
         self._copies: list[nn.Module] = []
         self._gradients: dict[str, Tensor] = {}
         self._read = False
-        _check_holds(optimizer, self.weights)
-        self.zeros, self.masks = self._begin(sparsity, distribution, masks)
+        check_holds(optimizer, self.weights)
+        check_state(state)
+        if state is not None and sparsity is None:  # the masks that said it have moved since
+            self.zeros, self.masks = dict(state["zeros"]), {}
+        else:
+            self.zeros, self.masks = self._begin(sparsity, distribution, masks)
         if state is not None:
             self.load_state_dict(state)
         else:
@@ -233,8 +237,7 @@ class SparseTraining:
                 self.masks = {name: torch.ones_like(mask) for name, mask in self.masks.items()}
             return
         if self.schedule.acts_at(self.steps):
-            if not was_dense:
-                apply_masks(self.weights, self.masks)  # an optimizer that mixes entries may have moved dropped ones
+            self._apply()  # what the optimizer did to dropped entries and their state must not be what grows
             self.masks = {
                 name: self.schedule.changed(
                     self.steps, weight, self.masks[name], self.zeros[name], self._gradients.get(name), self._generator
@@ -301,8 +304,7 @@ class SparseTraining:
             MaskError: if it is of another network or sparsity, or the weights are not zero where its masks drop. Nothing is
                 changed then.
         """
-        if missing := {"masks", "zeros", "steps", "generator", "lifted"} - state.keys():
-            raise MaskError(f"this is no state of SparseTraining: it has no {', '.join(sorted(missing))}")
+        check_state(state)
         masks = {name: mask.to(torch.bool) for name, mask in state["masks"].items()}
         check_masks(self.weights, masks)
         steps = int(state["steps"])
@@ -326,35 +328,3 @@ class SparseTraining:
         self.steps, self._generator, self._read = steps, generator, False
         self._gradients.clear()
         self._apply()
-
-
-def _network(model: nn.Module) -> nn.Module:
-    while inner := next((getattr(model, key) for key in ("module", "_orig_mod") if _wraps(model, key)), None):
-        model = inner
-    return model
-
-
-def _wraps(model: nn.Module, key: str) -> bool:
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return isinstance(model, wrappers) if key == "module" else hasattr(model, key)
-
-
-def _last_step(method: str, end: int | None, total_steps: int | None) -> int:
-    if method == "static":
-        return 0
-    if end is not None:
-        return end
-    if total_steps is None:
-        raise ValueError(f"method {method!r} changes masks up to a step: give total_steps, or end")
-    return int(END_SHARE * total_steps)
-
-
-def _check_holds(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if left_out := [name for name, weight in weights.items() if id(weight) not in held]:
-        raise ValueError(
-            f"the optimizer does not train {left_out[0]} ({len(left_out)} weights in all): it was made for another network, "
-            "or before this one was changed. Make the optimizer of the network as it is now"
-        )
-    if sharded := [name for name, weight in weights.items() if hasattr(weight, "device_mesh")]:
-        raise ValueError(f"{sharded[0]} is sharded (FSDP): sparse training works in one process and with DDP")

@@ -29,6 +29,7 @@ SETTINGS = {
     "find_unused_parameters",
     "model_wrapper_cfg",
     "runner_type",
+    "sparsity",
     "sync_bn",
 } - {"self", "cfg"}
 CONFIGS = Path(revbifpn.__file__).parent / ".mim" / "configs"  # where OpenMMLab's packages have theirs

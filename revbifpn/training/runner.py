@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from revbifpn.training.checkpoints import WEIGHTS_ONLY
 from revbifpn.training.config_files import named_build_errors
 from revbifpn.training.errors import ConfigError
+from revbifpn.training.sparsity import use_sparsity
 
 
 @RUNNERS.register_module()
@@ -67,6 +68,7 @@ def build_runner(cfg: Config) -> Runner:
         torch.distributed.init_process_group("gloo")
         wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
         cfg.model_wrapper_cfg = cfg.get("model_wrapper_cfg") or wrapper
+    use_sparsity(cfg)
     _read_pretrained_safely(cfg.model)
     with named_build_errors(cfg):
         return SafeRunner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import revbifpn  # noqa: F401  (registers the timm models)
 from revbifpn.models.checkpoints import load_weights
+from revbifpn.sparsity import sparse_ift as transform
 
 
 @MODELS.register_module()
@@ -77,6 +78,9 @@ class ImageClassifier(BaseModel):
         data_preprocessor: config of :class:`ImagePreprocessor`.
         ema: where ``checkpoint`` has weights and their exponential moving average, True begins with the average.
         allow_non_finite: take a ``checkpoint`` with weights that are NaN or infinite too.
+        sparse_ift: arguments of :func:`revbifpn.sparsity.sparse_ift`, such as ``dict(kind="wide", sparsity=0.75)``: the
+            network is transformed before a ``checkpoint`` is loaded; ``sparsity=dict(method=...)`` in the config trains it
+            sparse.
 
     Raises:
         FileNotFoundError, CheckpointError: if ``checkpoint`` cannot be read or does not fit.
@@ -95,11 +99,16 @@ class ImageClassifier(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
         ema: bool = True,
         allow_non_finite: bool = False,
+        sparse_ift: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor or dict(type="ImagePreprocessor"))
         self.num_classes = num_classes
         self.norm_eval = norm_eval
         self.backbone = timm.create_model(name, num_classes=num_classes, **(model_args or {}))
+        self.sparse_ift: tuple[float, tuple[str, ...]] | None = None  # the sparsity it needs, and what stays dense
+        if sparse_ift:
+            transformed = transform(self.backbone, **sparse_ift)
+            self.backbone, self.sparse_ift = transformed.model, (transformed.sparsity, transformed.dense)
         if getattr(self.data_preprocessor, "memory_format", None) == torch.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         loss = dict(loss or {})
