@@ -139,6 +139,8 @@ def prune(
         raise ValueError(f"{type(model).__name__} has no weight to prune: all stay dense")
     for name, weight in weights.items():
         check_pattern(name, weight, asked)
+        if not bool(weight.any()):
+            raise ValueError(f"{name} would be left without a weight: all are zero already. Leave it dense (dense=[{name!r}])")
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     run = _Run(model, weights, before, asked, method, positions, damping, seed)
     repaired = 0

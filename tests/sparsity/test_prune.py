@@ -222,6 +222,14 @@ def test_weights_that_are_not_what_the_layer_computes_with_are_named() -> None:
     assert list(prune(model, IMAGES, 0.5, dense=["1.weight"]).masks) == ["2.weight"]
 
 
+def test_a_layer_without_a_weight_is_named() -> None:
+    model = small_net()
+    nn.init.zeros_(model.point.weight)
+    with pytest.raises(ValueError, match="point.weight would be left without a weight: all are zero already"):
+        prune(model, IMAGES, 0.5)
+    assert list(prune(model, IMAGES, 0.5, dense=["point"]).masks) == ["grouped.weight", "hidden.weight"]
+
+
 def test_training_mode_comes_back() -> None:
     model = small_net().train()
     model.drop.eval()
