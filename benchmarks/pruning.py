@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -150,6 +151,13 @@ def accuracy(name: str, data: Data, epochs: float, train_on: float, work_dir: Pa
     return result | {"rows": rows}
 
 
+def measured(path: Path | None) -> list[dict[str, Any]]:
+    """The networks that a file has; those that are not asked for stay in it."""
+    content = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    networks: list[dict[str, Any]] = content.get("accuracy", {}).get("networks", [])
+    return networks
+
+
 def csr(side: int, repeats: int) -> list[dict[str, Any]]:
     """``use_csr`` on RevBiFPN-S0 with one image: what the layers gain, and the whole network."""
     rows = []
@@ -238,10 +246,10 @@ def main() -> None:
     print(describe(env))
     if "accuracy" in args.parts:
         data = load(args.data, args.train_images, args.val_images)
-        networks: list[dict[str, Any]] = []
-        result: dict[str, Any] = {"environment": env, "networks": networks}
+        found = {row["network"]: row for row in measured(args.json)}
         for name in args.networks:
-            networks.append(accuracy(name, data, args.epochs, args.train_on, args.work_dir))
+            found[name] = accuracy(name, data, args.epochs, args.train_on, args.work_dir)
+            result = {"environment": env, "networks": [found[name] for name in NETWORKS if name in found]}
             if args.json is not None:
                 update_json(args.json, {"accuracy": result})
         print(accuracy_table(result))

@@ -1,10 +1,12 @@
 """``revbifpn-sparsity``: what a pruned checkpoint holds, its compact form, and whether sparse products pay on this machine.
 
-revbifpn-sparsity report pruned.safetensors                     densities, FLOPs dense and sparse, bytes
-revbifpn-sparsity report resnet18.pth --model resnet18
-revbifpn-sparsity compact pruned.pth pruned.safetensors         a bit for each zero; this project reads it everywhere
-revbifpn-sparsity expand pruned.safetensors dense.safetensors   for other programs
-revbifpn-sparsity time pruned.safetensors --model revbifpn_s0   CSR against dense, layer by layer, measured here
+    revbifpn-sparsity report pruned.safetensors                     densities, FLOPs dense and sparse, bytes
+    revbifpn-sparsity report resnet18.pth --model resnet18
+    revbifpn-sparsity compact pruned.pth pruned.safetensors         a bit for each zero; this project reads it everywhere
+    revbifpn-sparsity expand pruned.safetensors dense.safetensors   for other programs
+    revbifpn-sparsity time pruned.safetensors --model revbifpn_s0 --batch-size 1 --threads 1
+
+The last one times CSR against dense, layer by layer. Zeros by themselves make nothing faster (docs/sparsity-pruning.md).
 """
 
 from __future__ import annotations
