@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, growth, inference, macs, memory_prediction
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
+from benchmarks import pruning as one_shot
 from benchmarks import sparse_training as sparse
 from benchmarks.common import describe
 from revbifpn.memory.rows import ComparisonRow
@@ -181,6 +182,9 @@ FIGURES = {
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
+    "pruning_accuracy": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.accuracy_table),
+    "pruning_training": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.training_text),
+    "pruning_csr": Figures((_writes("pruning", ("csr",), "--parts csr"),), one_shot.csr_table),
     **{
         f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}{_SPARSE.get(part, '')}"),), render)
         for part, render in sparse.TABLES.items()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from revbifpn.models.checkpoints.compact import unpack
 from revbifpn.models.checkpoints.errors import CheckpointError
 
 _ARCHIVE = b"PK\x03\x04"  # how torch.save has begun its files since torch 1.6
@@ -73,6 +75,14 @@ def _check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path} is no safetensors file, or a damaged or truncated one: {error}") from error
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a checked ``.safetensors`` file as they are in it, and the file's metadata."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  (it is no dict)
+
+
 class _Skipped:
     """Stands for what a training script saved beside the weights: it takes any arguments and state, and keeps nothing."""
 
@@ -97,7 +107,7 @@ _BESIDE_WEIGHTS = (
 
 
 def read_file(path: Path) -> Any:
-    """Return what a checkpoint's file holds, with tensors on the CPU.
+    """Return what a checkpoint's file holds, with tensors on the CPU; compact ones (:mod:`.compact`) are made dense.
 
     Nothing is unpickled freely (``weights_only=True``): tensors and plain containers are built. Objects that training scripts
     of timm and MMEngine save beside them are skipped, so neither package is needed; any other object is refused.
@@ -107,9 +117,7 @@ def read_file(path: Path) -> Any:
     """
     check_integrity(path)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return unpack(*read_safetensors(path), path)
     try:
         with torch.serialization.safe_globals([(_Skipped, name) for name in _BESIDE_WEIGHTS]):
             return torch.load(path, map_location="cpu", weights_only=True)
