@@ -27,8 +27,8 @@ class ClipClassifier(nn.Module):
     The backbone sees the N * T frames as one batch, so each frame's pooled features depend on its clip in two ways at most:
 
     - by the temporal shift, if that is chosen;
-    - by **batch norm in training mode**, whose statistics run over all N * T frames. They are then statistics of few clips, and
-      of frames that resemble each other: with ``norm_eval`` the norms keep those of the weights that training begins with.
+    - by **batch norm in training mode**, whose statistics run over all N * T frames. They are then those of few clips, and of
+      frames that resemble each other: with ``norm_eval`` the norms keep those of the weights that training begins with.
 
     Args:
         backbone: timm's name, such as ``"revbifpn_s0"``, or a module (N, C, H, W) -> (N, F) with timm's ``num_features``.

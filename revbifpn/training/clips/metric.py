@@ -47,7 +47,7 @@ class ClipMetric(BaseMetric):
         ImportError: without scikit-learn.
     """
 
-    default_prefix = None
+    default_prefix = "clips"  # MMEngine asks for one; here the outputs' names stand in its place
 
     def __init__(self, outputs: Mapping[str, int | Mapping[str, Any]], merge_lowest: bool = False) -> None:
         super().__init__()
