@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from revbifpn.datasets import clip_files
 from revbifpn.datasets.clip_files import ClipError, read_frames, segment_indices, write_clip
 
 
@@ -60,15 +61,24 @@ def test_frames_are_the_ones_that_were_asked_for(codec: str, tolerance: int, tmp
     assert np.abs(images.astype(int) - times(20)[[0, 7, 7, 19]].astype(int)).max() <= tolerance
 
 
-def test_a_truncated_clip_gives_the_frames_that_it_has(tmp_path: Path) -> None:
+def test_a_container_that_declares_more_frames_than_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames are chosen once more, of those that are there."""
+    path = tmp_path / "clip.avi"
+    write_clip(path, times(10), codec="ffv1")
+    for declared in (30, 0):  # 0: it does not say
+        monkeypatch.setattr(clip_files, "_declared", lambda *_, declared=declared: declared)
+        images, count, found = read_frames(path, lambda count: segment_indices(count, 5, jitter=False))
+        assert (count, found) == (10, declared)
+        assert np.array_equal(images, times(10)[[1, 3, 5, 7, 9]])
+
+
+def test_a_truncated_clip_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "clip.avi"
     write_clip(path, np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8), codec="ffv1")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    images, count, declared = read_frames(path, lambda count: segment_indices(count, 4, jitter=False))
-    assert declared == 20
-    assert 4 < count < 15
-    assert images.shape == (4, 32, 32, 3)
+    with pytest.raises(ClipError, match=r"clip\.avi cannot be decoded \(InvalidDataError"):
+        read_frames(path, lambda count: segment_indices(count, 4, jitter=False))
 
 
 def test_what_is_no_clip_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def folder(root: Path, **tables: str) -> Path:
     for split, text in tables.items():
         (root / f"{split}.csv").write_text(text)
         for line in text.splitlines()[1:]:
-            path = root / line.split(",")[0]
+            path = root / line.split(",")[0].strip()
             if line and not path.name.startswith("gone"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()

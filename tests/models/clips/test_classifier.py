@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.optim.param_groups import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import revbifpn  # noqa: F401

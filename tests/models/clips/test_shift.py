@@ -57,7 +57,7 @@ def test_shifted_couplings_are_exactly_invertible() -> None:
 
 @pytest.mark.parametrize("frugal_chunks", [False, True])
 def test_reversible_gradients_are_those_of_stored_mode(frugal_chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With replays in one chunk, and in several, across which a shift reaches. 1e-5: float32, other orders of sums."""
+    """With replays in one chunk, and in several, across which a shift reaches. 5e-5: float32, sums in other orders."""
     if frugal_chunks:
         from revbifpn.reversible import kernels
 
@@ -72,7 +72,7 @@ def test_reversible_gradients_are_those_of_stored_mode(frugal_chunks: bool, monk
         images = frames.clone().requires_grad_()
         model(images).square().mean().backward()
         found.append(grads(model) | {"images": images.grad})
-    assert_close(found[0], found[1], 1e-5)
+    assert_close(found[0], found[1], 5e-5)
 
 
 def test_the_lean_form_computes_what_the_modules_do() -> None:
