@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=TEMPORAL, default=list(TEMPORAL))
     parser.add_argument("--clips", type=int, default=MovingDigits().num_train, help="to train on (default: %(default)s)")
     parser.add_argument("--val-clips", type=int, default=MovingDigits().num_val, help="to score (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(model for model, _ in LINES)), help="of memory")
     parser.add_argument("--frames", nargs="+", type=int, default=list(FRAMES), help="of memory")
     parser.add_argument("--side", type=int, default=SIDE, help="of the pictures of memory, in pixels")

@@ -118,6 +118,9 @@ def read_clip_folder(
     seen: set[str] = set()
     for line, cells in table.rows:
         name = PurePath(cells[columns["path"]]).as_posix()
+        if not cells[columns["path"]]:
+            found.blame(f"rows without a path in {path}", f"line {line}")
+            continue
         if name in seen:
             found.blame(f"named twice in {path}", f"{name} (line {line})")
             continue
@@ -158,7 +161,7 @@ def read_level(split: ClipSplit, cell: str, output: str, where: str) -> int:
     if not cell:
         return MISSING
     levels = split.outputs[output]
-    if not cell.isdigit() or int(cell) >= levels:
+    if not cell.isdecimal() or int(cell) >= levels:
         split.blame(f"level out of range 0..{levels - 1}", f"{output}={cell} of {where}")
         return MISSING
     return int(cell)

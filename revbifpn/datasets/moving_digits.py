@@ -33,8 +33,8 @@ class MovingDigits:
         seed: of everything that is drawn.
     """
 
-    num_train: int = 640
-    num_val: int = 160
+    num_train: int = 320
+    num_val: int = 80
     seed: int = 0
 
 

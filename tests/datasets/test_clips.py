@@ -18,7 +18,7 @@ def folder(root: Path, **tables: str) -> Path:
         (root / f"{split}.csv").write_text(text)
         for line in text.splitlines()[1:]:
             path = root / line.split(",")[0].strip()
-            if line and not path.name.startswith("gone"):
+            if path != root and not path.name.startswith("gone"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
     return root
@@ -67,7 +67,7 @@ def test_missing_tables_and_columns(tmp_path: Path) -> None:
 def test_all_offenders_are_named_at_once(tmp_path: Path) -> None:
     folder(
         tmp_path,
-        train="path,user,engagement,kind\na.avi,1,4,0\nb.avi,2,0,x\nc.avi,3,0,0\nc.avi,3,0,0\ngone1.avi,4,0,0\n",
+        train="path,user,engagement,kind\na.avi,1,4,0\nb.avi,2,0,x\nc.avi,3,0,0\nc.avi,3,0,0\ngone1.avi,4,0,0\n,4,0,0\n",
         val="path,user,engagement,kind\nc.mp4,3,1,1\nd.avi,5,-1,1\n",
     )
     splits = [read_clip_folder(tmp_path, name, OUTPUTS) for name in ("train", "val")]
@@ -78,6 +78,7 @@ def test_all_offenders_are_named_at_once(tmp_path: Path) -> None:
         "level out of range 0..3: engagement=4 of a.avi (train.csv, line 2), engagement=-1 of d.avi (val.csv, line 3)",
         "level out of range 0..1: kind=x of b.avi (train.csv, line 3)",
         "c.avi (line 5)",
+        "train.csv: line 7",
         "labels without a file (on_error='skip' leaves them out): gone1.avi",
         "users in two splits: 3 (train, val)",
         "clips in two splits: c (train, val)",

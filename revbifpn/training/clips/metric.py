@@ -16,6 +16,7 @@ from torch import Tensor
 
 from revbifpn.datasets.clips import MISSING
 from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.clips.data import levels_of
 
 METRIC_NAMES = {
     "top1": "top-1, %",
@@ -52,7 +53,7 @@ class ClipMetric(BaseMetric):
     def __init__(self, outputs: Mapping[str, int | Mapping[str, Any]], merge_lowest: bool = False) -> None:
         super().__init__()
         _sklearn()
-        self.levels = {n: output if isinstance(output, int) else int(output["levels"]) for n, output in outputs.items()}
+        self.levels = levels_of(outputs)
         self.merge_lowest = merge_lowest
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:

@@ -73,37 +73,36 @@ def test_frames_in_chunks_are_all_at_once(temporal: str, reversible: bool, chunk
 
 def test_chunks_replay_random_numbers() -> None:
     """Stochastic depth: the pass that is differentiated is the one whose loss was computed."""
-    model = classifier(backbone=tiny(drop_path_rate=0.5), norm_eval=True, frame_chunk=2)
-    x = clips()
+    model = classifier(backbone=tiny(drop_path_rate=0.5), norm_eval=True, frame_chunk=2).double()
+    x = clips().double()
     weight = next(p for n, p in model.named_parameters() if n.endswith("project.conv.weight"))
 
     def loss() -> torch.Tensor:
         torch.manual_seed(3)
-        return model(x)["kind"].square().sum()
+        loss: torch.Tensor = model.output("kind").fc(model.forward_features(x)).square().sum()
+        return loss
 
     loss().backward()
     direction = weight.grad / weight.grad.norm()
     with torch.no_grad():
-        step = 1e-2
+        step = 1e-4
         weight += step * direction
         above = float(loss())
         weight -= 2 * step * direction
         below = float(loss())
-    assert (above - below) / (2 * step) == pytest.approx(float(weight.grad.norm()), rel=2e-2)  # a difference of float32 losses
+    assert (above - below) / (2 * step) == pytest.approx(float(weight.grad.norm()), rel=1e-4)
 
 
 def test_memory_does_not_grow_with_frames_in_chunks() -> None:
-    """Activations of 4 and of 16 frames: all at once they quadruple, in chunks of 2 they grow by pooled features alone."""
+    """Activations of 4 and of 8 frames: all at once they double, in chunks of 2 they grow by pooled features alone."""
 
     def activations(chunk: int | None, frames: int) -> float:
         model = ClipClassifier(tiny(), {"kind": 3}, frames=frames, norm_eval=True, frame_chunk=chunk)
-        report = profile_training(
-            model, clips(1, frames, 64).to("meta"), loss=lambda logits: logits["kind"].mean(), device="cuda"
-        )
-        return report.peak - sum(report.categories[name] for name in ("parameters", "buffers", "inputs"))
+        images = clips(1, frames, 64).to("meta")
+        return profile_training(model, images, loss=lambda logits: logits["kind"].mean(), device="cuda").activations
 
-    assert activations(None, 16) > 2.5 * activations(None, 4)
-    assert activations(2, 16) < 1.1 * activations(2, 4)
+    assert activations(None, 8) > 1.8 * activations(None, 4)
+    assert activations(2, 8) < 1.1 * activations(2, 4)
 
 
 def test_batch_norm_in_training_mode_refuses_chunks() -> None:

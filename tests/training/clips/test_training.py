@@ -35,7 +35,7 @@ def test_recipe_builds(path: Path) -> None:
     cfg.model.checkpoint = None
     model: Any = MODELS.build(cfg.model)
     optim = build_optim_wrapper(model, cfg.optim_wrapper)
-    in_optimizer = {id(param) for group in optim.param_groups for param in group["params"]}
+    in_optimizer = {id(param) for group in optim.optimizer.param_groups for param in group["params"]}
     assert in_optimizer == {id(param) for param in model.parameters()}  # heads too
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.frames == cfg.model.frames == 16
