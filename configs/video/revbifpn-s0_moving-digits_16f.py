@@ -3,7 +3,7 @@ _base_ = "../_base_/clip_runtime.py"
 
 data_root = "data/moving_digits"
 frames = 16
-epochs = 6
+epochs = 5
 batch_size = 8
 clips = 320
 warmup = 40  # steps
