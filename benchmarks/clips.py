@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/video/revbifpn-s0_moving-digits_16f.py"
 FRAMES = (4, 8, 16, 32, 64)
 SIDE = 224
-CHUNK = 8
+CHUNK = 16
 #: Model, mode, and the line's style.
 LINES = {
     ("resnet50", "stored"): ("#CC6677", "-"),
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=TEMPORAL, default=list(TEMPORAL))
     parser.add_argument("--clips", type=int, default=MovingDigits().num_train, help="to train on (default: %(default)s)")
     parser.add_argument("--val-clips", type=int, default=MovingDigits().num_val, help="to score (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(model for model, _ in LINES)), help="of memory")
     parser.add_argument("--frames", nargs="+", type=int, default=list(FRAMES), help="of memory")
     parser.add_argument("--side", type=int, default=SIDE, help="of the pictures of memory, in pixels")

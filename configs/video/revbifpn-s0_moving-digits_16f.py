@@ -3,10 +3,10 @@ _base_ = "../_base_/clip_runtime.py"
 
 data_root = "data/moving_digits"
 frames = 16
-epochs = 5
+epochs = 4
 batch_size = 8
 clips = 320
-warmup = 40  # steps
+warmup = 20  # steps
 outputs = dict(speed=dict(levels=4, kind="corn"))
 
 model = dict(

@@ -25,12 +25,12 @@ class Frames(NamedTuple):
 
     Attributes:
         images: (T, H, W, 3) uint8, red, green, blue.
-        count: how many frames the clip has.
+        length: how many frames the clip has.
         declared: how many its container says that it has; 0 where it does not say.
     """
 
     images: NDArray[np.uint8]
-    count: int
+    length: int
     declared: int
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmengine.dist as dist
 import torch
@@ -138,7 +138,7 @@ def check_whole_checkpoint(model: nn.Module, checkpoint: str) -> None:
         CheckpointError: if it is of another model, or none of a training.
     """
     _check_training_checkpoint(path := locate(checkpoint))
-    inner = model.module if is_model_wrapper(model) else model
+    inner = cast(nn.Module, model.module) if is_model_wrapper(model) else model
     check_state_dict(inner, load_from_weights_only(str(path), map_location="meta")["state_dict"], str(path))
 
 

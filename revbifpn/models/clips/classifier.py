@@ -40,9 +40,10 @@ class ClipClassifier(nn.Module):
         temporal_args: of the temporal head: ``div`` of the shift, or ``width``, ``depth``, ``heads``, ``dropout``.
         drop_rate: dropout before the outputs.
         frame_chunk: run the backbone on so many frames at a time, and again in the backward pass, so that activation memory
-            does not grow with T; None runs all at once. Outputs and gradients are those of all at once up to rounding (masks
-            of dropout are drawn chunk by chunk). That is so where frames do not meet in the backbone: batch norm in training
-            mode is refused, ``norm_eval`` has it in eval mode; and so is the shift.
+            does not grow with T, but for pooled features and, of each chunk, two vectors a norm; None runs all at once.
+            Outputs and gradients are those of all at once up to rounding (masks of dropout are drawn chunk by chunk). That
+            is so where frames do not meet in the backbone: batch norm in training mode is refused, ``norm_eval`` has it in
+            eval mode; and so is the shift.
         norm_eval: keep the backbone's batch norms in eval mode in training.
         model_args: further arguments of ``timm.create_model``.
 

@@ -21,9 +21,9 @@ class MeanPooling(nn.Module):
 class TemporalTransformer(nn.Module):
     """A small transformer over the frames with a learned class token: (N, T, F) -> (N, width).
 
-    Pre-norm encoder layers with GELU and learned positions, as in ViT (Dosovitskiy et al., section 3.1). Before them each token
-    takes in its neighbours by a convolution over three frames: without it a transformer of this size learned moving digits by
-    heart from some hundred clips, and nothing of the order of frames.
+    Pre-norm encoder layers with GELU and learned positions, as in ViT (Dosovitskiy et al., section 3.1). Before them each
+    token takes in its neighbours by a convolution over three frames: without it a transformer of this size learned moving
+    digits by heart from some hundred clips, and nothing of the order of frames.
 
     Args:
         features: of a frame, F.

@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision import tv_tensors  # type: ignore[import-untyped]
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from revbifpn.datasets.clip_files import ClipError, read_frames, require_pyav, segment_indices
 from revbifpn.datasets.clips import MISSING, Clip, ClipSplit, check_splits, read_clip_folder
@@ -161,13 +161,13 @@ class ClipDataset(Dataset[Sample]):
         raise ClipError(f"{_MOST_SKIPPED_IN_A_ROW + 1} clips in a row cannot be decoded, the last: {message}")
 
     def _decode(self, clip: Clip) -> Tensor:
-        images, count, declared = read_frames(
+        images, length, declared = read_frames(
             clip.path, lambda count: segment_indices(count, self.frames, jitter=self.training)
         )
-        if declared > count:
-            self._say_once(clip, f"clip {clip.path} has {count} of the {declared} frames that it declares: these are taken")
-        elif count < self.frames:
-            self._say_once(clip, f"clip {clip.path} has {count} frames, fewer than {self.frames}: its last one is repeated")
+        if declared > length:
+            self._say_once(clip, f"clip {clip.path} has {length} of the {declared} frames that it declares: these are taken")
+        elif length < self.frames:
+            self._say_once(clip, f"clip {clip.path} has {length} frames, fewer than {self.frames}: its last one is repeated")
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def _say_once(self, clip: Clip, message: str) -> None:

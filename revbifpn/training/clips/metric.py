@@ -95,8 +95,8 @@ class ClipMetric(BaseMetric):
             for prefix, answer in (("", predicted), ("floor_", majority)):
                 found = level_metrics(true, answer, levels)
                 if self.merge_lowest:
-                    merged = [np.maximum(values, 1) - 1 for values in (true, answer)]
-                    found["macro_f1_merged"] = level_metrics(*merged, levels - 1)["macro_f1"]
+                    merged = level_metrics(np.maximum(true, 1) - 1, np.maximum(answer, 1) - 1, levels - 1)
+                    found["macro_f1_merged"] = merged["macro_f1"]
                 metrics |= {f"{name}/{prefix}{key}": value for key, value in found.items()}
             metrics[f"{name}/clips"] = float(len(pairs))
         for key in METRIC_NAMES:
