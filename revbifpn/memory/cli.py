@@ -44,7 +44,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--compare", nargs="+", metavar="MODEL", default=[], help="a table of models, in every mode or the named one"
     )
     what.add_argument("--fit", metavar="SIZE", help="the largest batch and the largest image for a memory such as '24 GiB'")
-    clips = parser.add_argument_group("clips (a sample is a clip, of a timm model's image size)")
+    clips = parser.add_argument_group("clips (a sample is then a clip; 2 in a step by default)")
     clips.add_argument("--frames", type=positive, metavar="T", help="frames of a clip; the models become classifiers of clips")
     clips.add_argument("--temporal", choices=TEMPORAL, default="mean", help="their temporal head (default: %(default)s)")
     add_step_options(parser)

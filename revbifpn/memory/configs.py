@@ -102,10 +102,8 @@ class ConfigSubject(Subject):
             return detection_inputs(batch, image, _num_classes(self.cfg.model))
         if self.is_of_clips:
             clips = torch.empty(batch, _frames_of(self.cfg), 3, *image, device="meta")
-            return {
-                "inputs": clips,
-                "labels": {name: torch.zeros(batch, dtype=torch.long) for name in self.cfg.model.outputs},
-            } | {"mode": "loss"}
+            labels = {name: torch.zeros(batch, dtype=torch.long) for name in self.cfg.model.outputs}
+            return {"inputs": clips, "labels": labels, "mode": "loss"}
         images = torch.empty(batch, 3, *image, device="meta")
         return {"inputs": images, "labels": torch.zeros(batch, dtype=torch.long), "mode": "loss"}
 
@@ -130,9 +128,8 @@ def _image_of(cfg: Any) -> Size:
     ]
     sizes = [node["input_size"] for node in dictionaries_in(loader) if "input_size" in node]
     if cfg.model.get("type") == "ClipRecognizer":
-        sizes = [node["size"] for node in dictionaries_in(loader) if "size" in node][
-            -1:
-        ]  # of the last of torchvision's classes
+        # torchvision's transforms: the last one decides
+        sizes = [node["size"] for node in dictionaries_in(loader) if "size" in node][-1:]
     size: Any = scales[0] if scales else sizes[0] if sizes else 224
     if isinstance(size, int):
         size = (size, size)

@@ -40,6 +40,12 @@ def check_clips(cfg: Any, *loaders: str) -> None:
 
 
 def _check_fit(cfg: Any, loader: str, dataset: Any) -> None:
+    for what, settings, names in (
+        ("model", cfg.model, ("outputs",)),
+        (f"data set of {loader}", dataset, ("root", "split", "outputs", "frames")),
+    ):
+        if missing := [name for name in names if settings.get(name) is None]:
+            raise ConfigError(f"the {what} says no {', no '.join(missing)}")
     model, data = levels_of(cfg.model.outputs), levels_of(dataset["outputs"])
     if model != data:
         raise ConfigError(f"the model has the outputs {model}, the data set of {loader} {data}: they must be the same")

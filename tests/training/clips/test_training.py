@@ -107,6 +107,7 @@ def test_faults_stop_before_the_first_step(
     assert not (tmp_path / "work").exists()
     for settings, message in (
         ({"val_dataloader.dataset.frames": 5}, "model.frames is 4, the data set of val_dataloader takes frames=5"),
+        ({"val_dataloader.dataset.frames": None}, "the data set of val_dataloader says no frames"),
         ({"train_dataloader.dataset.outputs.Boredom.levels": 3}, "the data set of train_dataloader .*: they must be the same"),
     ):
         with pytest.raises(ValueError, match=message):
