@@ -24,7 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, growth, inference, macs, memory_prediction
+from benchmarks import (
+    clips,
+    cost_tables,
+    engine_cost,
+    exact_reversal,
+    fashion_mnist,
+    growth,
+    inference,
+    macs,
+    memory_prediction,
+)
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
 from benchmarks import pruning as one_shot
@@ -119,6 +129,10 @@ def _printed(figure: str) -> Source:
     return _writes("paper_figures", (figure,), arguments, "--results")
 
 
+def _clips(part: str) -> Source:
+    return _writes("clips", (part,), f"--parts {part} --pictures docs/images")
+
+
 def _equal_accuracy(s2: Any, s3: Any, s6: Any, detectors: Any) -> str:
     return cost_tables.equal_accuracy_table((s2, s3, s6), detectors["rows"])
 
@@ -189,6 +203,8 @@ FIGURES = {
         f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}{_SPARSE.get(part, '')}"),), render)
         for part, render in sparse.TABLES.items()
     },
+    "clips_training": Figures((_clips("training"),), clips.training_table),
+    "clips_memory": Figures((_clips("memory"),), clips.memory_table),
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }
 

@@ -5,6 +5,7 @@
     revbifpn-memory configs/demo/mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py --measure
     revbifpn-memory --compare revbifpn_s0 revbifpn_s3 efficientnet_b3 hrnet_w18 --html memory.html
     revbifpn-memory --fit "24 GiB" revbifpn_s6 --device cuda
+    revbifpn-memory revbifpn_s0 --frames 32                         a classifier of clips of 32 frames
 
 A model is a timm name, an MMEngine config, or module:callable. After a further colon it may name one of its modes:
 reversible, exact and stored, or, for other models, stored and checkpointing. Figures are predicted on fake tensors
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from revbifpn.memory.commands import add_step_options, run_command, settings_of, working
+from revbifpn.memory.commands import add_step_options, positive, run_command, settings_of, working
 from revbifpn.memory.compare import Progress, profile_modes
 from revbifpn.memory.fake import UnsupportedOperatorError
 from revbifpn.memory.fit import Fit, largest_batch, largest_image
@@ -28,6 +29,7 @@ from revbifpn.memory.output import Results, add_output_options, check_outputs
 from revbifpn.memory.sources import subject_and_mode
 from revbifpn.memory.subject import Subject, SubjectError
 from revbifpn.memory.tables import comparison_table, fit_table, headline, report_tables
+from revbifpn.models.clips import TEMPORAL
 from revbifpn.reversible.units import parse_bytes
 
 _NAME = "revbifpn-memory"
@@ -42,6 +44,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--compare", nargs="+", metavar="MODEL", default=[], help="a table of models, in every mode or the named one"
     )
     what.add_argument("--fit", metavar="SIZE", help="the largest batch and the largest image for a memory such as '24 GiB'")
+    clips = parser.add_argument_group("clips (a sample is then a clip; 2 in a step by default)")
+    clips.add_argument("--frames", type=positive, metavar="T", help="frames of a clip; the models become classifiers of clips")
+    clips.add_argument("--temporal", choices=TEMPORAL, default="mean", help="their temporal head (default: %(default)s)")
     add_step_options(parser)
     add_output_options(parser)
     args = parser.parse_args(arguments)
@@ -49,6 +54,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("name a model, or use --compare")
     if args.fit and (args.csv or args.png or args.html):
         parser.error("--fit makes a table and nothing to draw: use --json or --markdown")
+    if args.temporal != "mean" and args.frames is None:
+        parser.error("--temporal is for clips: give --frames")
     return args
 
 
@@ -94,7 +101,7 @@ class _Session:
         chosen, left_out = [], []
         for spec in specs:
             progress(f"building {spec}")
-            subject, named = subject_and_mode(spec)
+            subject, named = subject_and_mode(spec, self.args.frames, self.args.temporal)
             candidates = [named] if named else subject.modes
             modes = [mode for mode in candidates if wanted is None or mode in wanted]
             if modes:

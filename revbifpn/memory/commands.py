@@ -31,7 +31,7 @@ def add_step_options(
         device: says in the help what ``--device`` is by default.
     """
     step = parser.add_argument_group("the training step")
-    step.add_argument("--batch", type=_positive, help=f"samples (default: {defaults})")
+    step.add_argument("--batch", type=positive, help=f"samples (default: {defaults})")
     step.add_argument("--image-size", type=_image_size, metavar="SIDE|HxW", help="default: the model's own")
     step.add_argument(
         "--mode", action="append", type=_mode, help=f"keep to this mode, of {', '.join(KNOWN)}; may be given several times"
@@ -106,7 +106,8 @@ def _mode(text: str) -> str:
     return text
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of 1 at least, as argparse reads it."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 at least, got {text!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""The models of MMEngine configs: MMDetection's detectors, and image classifiers of this project."""
+"""The models of MMEngine configs: MMDetection's detectors, and this project's classifiers of images and clips."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class ConfigSubject(Subject):
         self.batch = (cfg.get("train_dataloader") or {}).get("batch_size", 2)
         self.optimizer = _optimizer_of(cfg) or self.optimizer
         self.is_detector = "roi_head" in cfg.model or "bbox_head" in cfg.model
-        if cfg.model.get("name") and cfg.model.get("num_classes", 1000) == 1000:
+        self.is_of_clips = self.family == "ClipRecognizer"
+        if not self.is_of_clips and cfg.model.get("name") and cfg.model.get("num_classes", 1000) == 1000:
             self.top1 = published_top1(cfg.model.name)
 
     @classmethod
@@ -99,6 +100,10 @@ class ConfigSubject(Subject):
             from revbifpn.memory.detection import detection_inputs
 
             return detection_inputs(batch, image, _num_classes(self.cfg.model))
+        if self.is_of_clips:
+            clips = torch.empty(batch, _frames_of(self.cfg), 3, *image, device="meta")
+            labels = {name: torch.zeros(batch, dtype=torch.long) for name in self.cfg.model.outputs}
+            return {"inputs": clips, "labels": labels, "mode": "loss"}
         images = torch.empty(batch, 3, *image, device="meta")
         return {"inputs": images, "labels": torch.zeros(batch, dtype=torch.long), "mode": "loss"}
 
@@ -122,6 +127,9 @@ def _image_of(cfg: Any) -> Size:
         node["scale"] for node in dictionaries_in(loader) if "scale" in node and str(node.get("type", "")).endswith("Resize")
     ]
     sizes = [node["input_size"] for node in dictionaries_in(loader) if "input_size" in node]
+    if cfg.model.get("type") == "ClipRecognizer":
+        # torchvision's transforms: the last one decides
+        sizes = [node["size"] for node in dictionaries_in(loader) if "size" in node][-1:]
     size: Any = scales[0] if scales else sizes[0] if sizes else 224
     if isinstance(size, int):
         size = (size, size)
@@ -147,8 +155,14 @@ def _drop_pretrained(node: Any) -> None:
         init = part.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":
             part["init_cfg"] = None
-        if "checkpoint" in part and part.get("type") == "ImageClassifier":
+        if "checkpoint" in part and part.get("type") in ("ImageClassifier", "ClipRecognizer"):
             part["checkpoint"] = None
+
+
+def _frames_of(cfg: Any) -> int:
+    """Frames of a clip: the model's, or the training set's."""
+    own = cfg.model.get("frames")
+    return next(node["frames"] for node in ({"frames": own} if own else {}, *dictionaries_in(cfg)) if "frames" in node)
 
 
 def _num_classes(node: Any) -> int:

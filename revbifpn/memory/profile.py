@@ -96,7 +96,7 @@ def profile_training(
     else:
         tracker, measurement, notes = _measure(model, inputs, step, make_optimizer, device, snapshot)
     tensors = list(_tensors(inputs))
-    images = [tuple(t.shape) for t in tensors if t.ndim == 4]
+    images = [tuple(t.shape[-2:]) for t in tensors if t.ndim in (4, 5)]  # (N, C, H, W), or clips (N, T, C, H, W)
     return analyse(
         tracker,
         model,
@@ -106,7 +106,7 @@ def profile_training(
         device=device,
         mode=mode,
         batch=tensors[0].shape[0] if tensors and tensors[0].ndim else 1,
-        image=(images[0][2], images[0][3]) if images else None,
+        image=(images[0][0], images[0][1]) if images else None,
         optimizer=optimizer if isinstance(optimizer, str) else "none" if optimizer is None else "custom",
         precision="float32" if autocast is None else str(autocast).removeprefix("torch."),
         notes=notes,

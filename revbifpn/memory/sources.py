@@ -12,22 +12,29 @@ import importlib
 import inspect
 import os
 import sys
+from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import revbifpn  # noqa: F401  (registers this project's timm models)
 from revbifpn.memory.configs import ConfigSubject, is_config
 from revbifpn.memory.imagenet_accuracy import published_top1
 from revbifpn.memory.modes import KNOWN, is_mode
+from revbifpn.memory.profile import Inputs
 from revbifpn.memory.subject import Size, Subject, SubjectError
+from revbifpn.models.clips import ClipClassifier
+from revbifpn.models.clips.classifier import Temporal
 
 
-def subject_and_mode(spec: str) -> tuple[Subject, str | None]:
+def subject_and_mode(spec: str, frames: int | None = None, temporal: Temporal = "mean") -> tuple[Subject, str | None]:
     """Find the model that a user means, and the mode if the user names one.
 
     Args:
         spec: what :func:`find_subject` takes, and after it, if one mode is meant, a colon and the mode.
+        frames: of a clip, for a timm model as a classifier of clips (:class:`ClipSubject`); None for images.
+        temporal: its temporal head.
 
     Returns:
         The subject, and a mode that it has, or None for all of them.
@@ -36,7 +43,7 @@ def subject_and_mode(spec: str) -> tuple[Subject, str | None]:
         SubjectError: if there is no such model, or it does not have the mode.
     """
     name, mode = split_mode(spec)
-    subject = find_subject(name)
+    subject = find_subject(name) if frames is None else ClipSubject(name, frames, temporal)
     if mode is not None:
         subject.check_mode(mode)
     return subject, mode
@@ -94,6 +101,36 @@ class TimmSubject(Subject):
 
     def build(self, image: Size) -> nn.Module:
         return timm.create_model(self.name, **({"img_size": image} if self.fixed_size else {})).train()
+
+
+class ClipSubject(Subject):
+    """A timm model as the backbone of a :class:`.ClipClassifier` with one output; a sample is a clip."""
+
+    batch = 2
+
+    def __init__(self, name: str, frames: int, temporal: Temporal = "mean") -> None:
+        if is_config(name) or ":" in name:
+            raise SubjectError(f"{name}: frames are for timm models; a config of clips says its own, and so does a function")
+        backbone = TimmSubject(name)
+        self.backbone, self.frames, self.temporal = name, frames, temporal
+        self.name = f"{name} on {frames} frames" + ("" if temporal == "mean" else f" ({temporal})")
+        self.family, self.image, self.fixed_size = backbone.family, backbone.image, backbone.fixed_size
+
+    def build(self, image: Size) -> nn.Module:
+        arguments = {"img_size": image} if self.fixed_size else {}
+        try:
+            return ClipClassifier(self.backbone, {"level": 4}, self.temporal, self.frames, model_args=arguments)
+        except ValueError as error:
+            raise SubjectError(f"{self.name}: {error}") from error
+
+    def model(self, mode: str, image: Size, batch: int | None = None) -> nn.Module:
+        return super().model(mode, image, None if batch is None else batch * self.frames)  # budgets are planned in images
+
+    def inputs(self, batch: int, image: Size) -> Inputs:
+        return torch.empty(batch, self.frames, 3, *image, device="meta")
+
+    def loss(self, outputs: Any) -> Tensor:
+        return super().loss(outputs["level"])
 
 
 class CallableSubject(Subject):

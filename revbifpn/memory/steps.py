@@ -121,6 +121,8 @@ class _Executing(TorchDispatchMode):
 
 def _channels_last(inputs: Any) -> Any:
     if isinstance(inputs, Tensor):
+        if inputs.ndim == 5:  # clips
+            return _channels_last(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
         return inputs.to(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
     if isinstance(inputs, dict):
         return {key: _channels_last(value) for key, value in inputs.items()}

@@ -85,8 +85,11 @@ class UpEdge(nn.Sequential):
         )
 
 
-def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
-    """Return a block as what the engine's lean form knows; None if the block was changed into something else."""
+def lean_units(block: nn.Sequential) -> list[ConvNorm] | None:
+    """Return a block with an MBConv's parts, or a ConvNormAct, as what the engine's lean form knows.
+
+    None if it was changed into something else.
+    """
     if isinstance(block, ConvNormAct):
         parts = dict(block.named_children())
         if not {"conv", "norm"} <= parts.keys() <= {"conv", "norm", "act"}:
@@ -94,7 +97,7 @@ def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
         return [ConvNorm(parts["conv"], parts["norm"], parts.get("act"))]  # type: ignore[arg-type]
     units: list[ConvNorm] = []
     for name, part in block.named_children():
-        if type(part) is ConvNormAct and (found := _units(part)):
+        if type(part) is ConvNormAct and (found := lean_units(part)):
             units += found
         elif type(part) is SqueezeExcite and units and not part.add_maxpool and type(part.bn) is nn.Identity:
             gate = LeanSqueezeExcite(part.fc1, part.act, part.fc2, part.gate)  # type: ignore[arg-type]
@@ -105,7 +108,7 @@ def _units(block: ConvNormAct | MBConv) -> list[ConvNorm] | None:
 
 
 def _lean_mbconv(block: MBConv, upsample: nn.Upsample | None = None) -> Form | None:
-    units = _units(block)
+    units = lean_units(block)
     return lean_chain(block, units, getattr(block, "drop_path", None), upsample) if units else None
 
 
@@ -117,7 +120,7 @@ def _lean_up_edge(edge: UpEdge) -> Form | None:
 
 
 def _lean_conv(block: ConvNormAct) -> Form | None:
-    units = _units(block)
+    units = lean_units(block)
     return lean_chain(block, units) if units else None
 
 

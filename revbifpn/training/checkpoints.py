@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmengine.dist as dist
 import torch
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 from revbifpn.integrations.mmengine import checkpoint_types
-from revbifpn.models.checkpoints import CheckpointError, check_integrity, locate
-from revbifpn.training.checks import is_classification
+from revbifpn.models.checkpoints import CheckpointError, check_integrity, check_state_dict, locate
+from revbifpn.training.checks import is_classification, names_timm_model
 
 WEIGHTS_ONLY = "weights-only:"  # in front of a file's name or address: MMEngine reads it with the function below
 
@@ -93,7 +95,7 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
 
 def _go_on_from(cfg: Config, path: Path) -> None:
     cfg.resume, cfg.load_from = True, str(path)
-    if is_classification(cfg):
+    if names_timm_model(cfg):
         cfg.model.checkpoint = None  # what the training began with is in its checkpoint
     elif backbone := cfg.get("model", {}).get("backbone"):
         backbone.init_cfg = None
@@ -129,6 +131,17 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=step, reverse=True)
 
 
+def check_whole_checkpoint(model: nn.Module, checkpoint: str) -> None:
+    """Check that a checkpoint of a training has exactly the weights of a model: MMEngine loads what fits and goes on.
+
+    Raises:
+        CheckpointError: if it is of another model, or none of a training.
+    """
+    _check_training_checkpoint(path := locate(checkpoint))
+    inner = cast(nn.Module, model.module) if is_model_wrapper(model) else model
+    check_state_dict(inner, load_from_weights_only(str(path), map_location="meta")["state_dict"], str(path))
+
+
 def use_checkpoint(cfg: Config, checkpoint: str) -> None:
     """Set the config to evaluate a checkpoint, a file or an address.
 
@@ -143,3 +156,5 @@ def use_checkpoint(cfg: Config, checkpoint: str) -> None:
         cfg.model.update(checkpoint=str(path), remake_classifier=False)
     else:
         cfg.load_from = str(path)
+        if names_timm_model(cfg):
+            cfg.model.checkpoint = None  # all that the training began with is in its checkpoint

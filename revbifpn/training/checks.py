@@ -17,11 +17,22 @@ from revbifpn.training.errors import ConfigError
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _CLASSIFICATION = ("ClassificationDataset", "IterableClassificationDataset")
+_CLIPS = "ClipDataset"
 
 
 def is_classification(cfg: Any) -> bool:
     """Whether a config is one of image classification."""
     return bool((cfg.get("model") or {}).get("type") == "ImageClassifier")
+
+
+def is_clip_classification(cfg: Any) -> bool:
+    """Whether a config is one of clip classification."""
+    return bool((cfg.get("model") or {}).get("type") == "ClipRecognizer")
+
+
+def names_timm_model(cfg: Any) -> bool:
+    """Whether the config's model is a timm model by ``name``, with ``model_args`` and a ``checkpoint``: both of the above."""
+    return is_classification(cfg) or is_clip_classification(cfg)
 
 
 def check_sections(cfg: Any, *names: str) -> None:
@@ -39,7 +50,7 @@ def check_sections(cfg: Any, *names: str) -> None:
 
 
 def check_data(cfg: Any, *loaders: str) -> None:
-    """Check that the data sets of the named dataloaders are on disk, and that image folders fit each other and the model.
+    """Check that the data sets of the named dataloaders are on disk, and that images or clips fit each other and the model.
 
     Args:
         cfg: MMEngine config.
@@ -47,8 +58,14 @@ def check_data(cfg: Any, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: naming the missing folder or annotation file and the layout that is expected.
-        DataError: if image folders do not fit each other or the model (:func:`.check_class_folders`).
+        DataError: if image folders do not fit each other or the model (:func:`.check_class_folders`), or clips are at fault
+            (:func:`.check_clips`).
     """
+    if is_clip_classification(cfg):
+        from revbifpn.training.clips.checks import check_clips
+
+        check_clips(cfg, *loaders)
+        return
     folders: dict[bool, Path] = {}  # training? -> class folders
     class_map = False
     for loader in loaders:
@@ -70,7 +87,7 @@ def check_first_weights(cfg: Any) -> None:
     Raises:
         FileNotFoundError: naming the file, the address and sha256 of published weights, and the options to do without it.
     """
-    if is_classification(cfg):
+    if names_timm_model(cfg):
         name, option = cfg.model.get("checkpoint"), "model.checkpoint=FILE"
     else:
         init = (cfg.model.get("backbone") or {}).get("init_cfg")
@@ -107,7 +124,7 @@ def split_root(dataset: dict[str, Any], loader: str) -> Path:
 def datasets(node: Any) -> Iterator[dict[str, Any]]:
     """All data set configs inside a dataloader config, wrapped ones too."""
     if isinstance(node, dict):
-        if "ann_file" in node or node.get("type") in _CLASSIFICATION:
+        if "ann_file" in node or node.get("type") in (*_CLASSIFICATION, _CLIPS):
             yield node
         for value in node.values():
             yield from datasets(value)

@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 
 from revbifpn.datasets.image_folders import class_folders
 from revbifpn.reversible.budget import read_budget
-from revbifpn.training.checks import LOADERS, datasets, is_classification, split_root
+from revbifpn.training.checks import LOADERS, datasets, is_classification, names_timm_model, split_root
 from revbifpn.training.config_files import SETTINGS, find_config, read_config
 from revbifpn.training.errors import ConfigError
 
@@ -66,7 +66,8 @@ def load_config(
         path: a file, or the name of one of this package's configs (:func:`.find_config`).
         options: settings by dotted key, such as ``{"train_dataloader.batch_size": 4}``.
         work_dir: folder for logs and checkpoints; None for the config's, or else ``work_dirs/<config name>``.
-        data: root folder of the data sets of a classification config; a detector's is :mod:`.own_data`'s concern.
+        data: root folder of the data sets of a config that classifies images or clips; a detector's is :mod:`.own_data`'s
+            concern.
         launcher: how processes were started.
 
     Raises:
@@ -80,7 +81,7 @@ def load_config(
         set_options(cfg, options)
     if not cfg.get("model"):
         raise ConfigError(f"{path} has no model: is it meant to be the _base_ of another config?")
-    if data is not None and is_classification(cfg):
+    if data is not None and names_timm_model(cfg):
         set_data_root(cfg, data)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -117,7 +118,7 @@ def set_options(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def set_data_root(cfg: Config, root: Path) -> None:
-    """Let all data sets of a classification config lie in ``root``."""
+    """Let all data sets of a config that classifies images or clips lie in ``root``."""
     for loader in LOADERS:
         for dataset in datasets(cfg.get(loader)):
             dataset["root"] = str(root)
@@ -166,7 +167,7 @@ def set_from_scratch(cfg: Config) -> None:
     Raises:
         ConfigError: if a detector has no backbone.
     """
-    if is_classification(cfg):
+    if names_timm_model(cfg):
         cfg.model.update(checkpoint=None, norm_eval=False)
         (cfg.optim_wrapper.get("optimizer") or {}).pop("layer_decay", None)
         return
@@ -189,11 +190,11 @@ def set_activation_budget(cfg: Config, budget: str) -> None:
         ConfigError: if the config's network is another one.
     """
     asked = read_budget(budget)
-    network = cfg.model if is_classification(cfg) else cfg.model.get("backbone", {})
-    name = str(network.get("name") if is_classification(cfg) else network.get("type")).split(".")[-1]
+    network = cfg.model if names_timm_model(cfg) else cfg.model.get("backbone", {})
+    name = str(network.get("name") if names_timm_model(cfg) else network.get("type")).split(".")[-1]
     if not name.lower().startswith("revbifpn"):
         raise ConfigError(f"--activation-budget is for RevBiFPN, and {cfg.filename} trains {name}")
-    if is_classification(cfg):
+    if names_timm_model(cfg):
         network.setdefault("model_args", {})
         network = network.model_args
     network["activation_budget"] = asked
@@ -207,7 +208,7 @@ def use_amp(cfg: Config) -> None:
     """
     if torch.cuda.is_available():
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-    elif is_classification(cfg):
+    elif names_timm_model(cfg):
         cfg.optim_wrapper.update(type="AutocastOptimWrapper", dtype="bfloat16")
     else:
         raise ConfigError("--amp needs a GPU to train a detector: mmcv's operators have no bfloat16 on CPU. Leave --amp out")

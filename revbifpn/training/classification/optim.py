@@ -50,9 +50,9 @@ class TimmOptimWrapperConstructor:
         self.optimizer_cfg = dict(self.wrapper_cfg.pop("optimizer"))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Make the optimizer of a model's ``backbone`` (of the model itself, if it has none) and its wrapper."""
+        """Make the optimizer of a model's ``network`` or ``backbone`` (of the model, if it has neither), and its wrapper."""
         inner = model.module if is_model_wrapper(model) else model
-        network = getattr(inner, "backbone", inner)
+        network = getattr(inner, "network", None) or getattr(inner, "backbone", inner)
         optimizer = create_optimizer_v2(network, **self.optimizer_cfg)
         for group in optimizer.param_groups:
             # timm leaves it to its own schedulers to apply this; MMEngine's multiply the group's initial rate.

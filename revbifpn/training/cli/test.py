@@ -17,7 +17,7 @@ def main() -> None:
     with one_line_errors("test"):
         import revbifpn.integrations.mmengine  # noqa: F401  (first, since it says how to install MMEngine)
         from revbifpn.training import checks, config
-        from revbifpn.training.checkpoints import use_checkpoint
+        from revbifpn.training.checkpoints import check_whole_checkpoint, use_checkpoint
         from revbifpn.training.detection import own_data
         from revbifpn.training.detection.checkpoint import DetectorCheckpoint
         from revbifpn.training.results import keep_predictions, write_metrics
@@ -45,7 +45,7 @@ def main() -> None:
             if "visualization" not in (cfg.get("default_hooks") or {}):
                 raise ConfigError("--show-dir is for detection: this config draws no predictions")
             cfg.default_hooks.visualization.update(draw=True, interval=1, test_out_dir=str(args.show_dir))
-        detector = None if checks.is_classification(cfg) else DetectorCheckpoint.read(args.checkpoint)
+        detector = None if checks.names_timm_model(cfg) else DetectorCheckpoint.read(args.checkpoint)
         if detector is not None and (data := own_data.OwnData.from_args(args, cfg)) is not None:
             own_data.use_for_testing(cfg, data, detector)
         config.set_num_classes(cfg, ("test_dataloader",))
@@ -54,6 +54,8 @@ def main() -> None:
         runner = build_runner(cfg)
         if detector is not None:
             detector.check_fits(runner.model)
+        elif checks.is_clip_classification(cfg):
+            check_whole_checkpoint(runner.model, args.checkpoint)
         metrics = runner.test()
         print(f"written: {write_metrics(cfg, args.checkpoint, metrics)}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revbifpn.datasets.image_folders import DataError
-from revbifpn.training.checks import datasets, is_classification
+from revbifpn.training.checks import datasets, names_timm_model
 from revbifpn.training.detection.heads import leave_out_mask_head, load_no_masks, predicts_masks, set_classes
 from revbifpn.training.errors import ConfigError
 
@@ -52,10 +52,10 @@ class OwnData:
             ConfigError: if there are others without it, or for classification.
         """
         given = {name: value for name in cls.__dataclass_fields__ if (value := getattr(args, name, None))}
-        if given and (args.data is None or is_classification(cfg)):
-            where = "for detection" if is_classification(cfg) else "of use with --data FOLDER only"
+        if given and (args.data is None or names_timm_model(cfg)):
+            where = "for detection" if names_timm_model(cfg) else "of use with --data FOLDER only"
             raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is {where}")
-        return None if args.data is None or is_classification(cfg) else cls(args.data, **given)
+        return None if args.data is None or names_timm_model(cfg) else cls(args.data, **given)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
