@@ -84,5 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("aggregate_votes", VoteError, OSError):
+    with one_line_errors("aggregate_votes", OSError):
         main()

@@ -160,7 +160,7 @@ def aggregate(
         settings: further arguments of the method's own class.
 
     Raises:
-        VoteError: see :func:`.estimate`; also for text levels in an order that nobody gave, and for unknown classes in ``gold``.
+        VoteError: see :func:`.estimate`; also for text levels in no given order, and for unknown classes in ``gold``.
     """
     if ordered and not table.order_given and not are_numbers(table.classes):
         raise VoteError(f"the levels {some(table.classes)} are no numbers: give all classes in their order, lowest first")

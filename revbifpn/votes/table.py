@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from revbifpn.datasets.csv_files import read_csv
+from revbifpn.datasets.image_folders import DataError
+
 Codes = npt.NDArray[np.int64]
 
 #: What to do with several votes of one worker on one item.
@@ -19,7 +21,7 @@ DUPLICATES = ("stop", "first", "last")
 _NAMED = 3  # offenders that a message names
 
 
-class VoteError(ValueError):
+class VoteError(DataError):
     """Votes, or options for them, that cannot be used; the message says which and what to do."""
 
 
@@ -136,7 +138,7 @@ def read_votes(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        VoteError: naming file, line and remedy: an empty file, missing columns, empty or missing cells, a file that is no CSV
+        DataError: naming file, line and remedy: an empty file, missing columns, empty or missing cells, a file that is no CSV
             in UTF-8, and what :func:`make_table` refuses.
     """
     found = read_columns(path, {"task": task, "worker": worker, "label": label})
@@ -148,7 +150,7 @@ def read_gold(path: Path, task: str = "task", label: str = "label") -> dict[str,
     """Read known labels, item -> class, from a CSV file.
 
     Raises:
-        FileNotFoundError, VoteError: as :func:`read_votes`; also for an item with two different labels.
+        FileNotFoundError, DataError: as :func:`read_votes`; also for an item with two different labels.
     """
     gold: dict[str, str] = {}
     for name, known in read_columns(path, {"task": task, "label": label}):
@@ -160,40 +162,27 @@ def read_gold(path: Path, task: str = "task", label: str = "label") -> dict[str,
 
 
 def read_columns(path: Path, columns: dict[str, str]) -> list[list[str]]:
-    """The named columns of a CSV file, each row's cells without the space around them.
+    """The cells of the named columns of a CSV file, row by row.
 
     Args:
         path: the file.
         columns: what a column is for -> its name.
 
     Raises:
-        FileNotFoundError, VoteError: see :func:`read_votes`.
+        FileNotFoundError, DataError: see :func:`read_votes`.
     """
     if len(set(columns.values())) < len(columns):
         raise VoteError(
             "the columns must be different ones, got " + ", ".join(f"{name} for {a}" for a, name in columns.items())
         )
-    rows: list[list[str]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            if not any(header):
-                raise VoteError(f"{path} is empty: expected a header with {', '.join(columns.values())}, then a row a vote")
-            places = _places(path, header, columns)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    raise VoteError(f"{path}, line {reader.line_num}: {len(cells)} cells, the header has {len(header)}")
-                rows.append([cells[place].strip() for place in places])
-                if "" in rows[-1]:
-                    missing = list(columns.values())[rows[-1].index("")]
-                    raise VoteError(f"{path}, line {reader.line_num}: no {missing}. Remove the row, or fill the cell")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise VoteError(f"{path} is no CSV file in UTF-8: {error}") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise VoteError(f"{path} cannot be read: {error.strerror}") from error
+    table = read_csv(path)
+    places = _places(path, table.header, columns)
+    rows = []
+    for line, cells in table.rows:
+        row = [cells[place] for place in places]
+        if "" in row:
+            raise VoteError(f"{path}, line {line}: no {table.header[places[row.index('')]]}. Remove the row, or fill the cell")
+        rows.append(row)
     return rows
 
 
