@@ -25,6 +25,7 @@ from benchmarks.common import describe, environment, table, update_json
 from revbifpn.votes import METHODS, Aggregation, VoteError, VoteTable, aggregate, read_gold, read_votes
 from revbifpn.votes.reliability import krippendorff_alpha
 from revbifpn.votes.simulate import Crowd, simulate_votes
+from revbifpn.votes.table import in_order
 
 BINS = 10
 LEAST = 1e-6  # a smaller probability of the true class counts as this one in the log likelihood
@@ -70,9 +71,11 @@ def calibration_error(confidence: npt.NDArray[np.float64], right: npt.NDArray[np
 
 
 def read_set(folder: Path) -> tuple[VoteTable, npt.NDArray[np.int64]]:
-    """Votes and true classes (-1 where unknown) of a set."""
+    """Votes and true classes (-1 where unknown) of a set; a true class that nobody voted for is one of its classes too."""
     votes = read_votes(folder / "label.csv", task="item")
     truth = read_gold(folder / "truth.csv", task="item", label="truth")
+    if unseen := set(truth.values()) - set(votes.classes):
+        votes = read_votes(folder / "label.csv", task="item", classes=in_order({*votes.classes, *unseen}))
     places = {name: place for place, name in enumerate(votes.classes)}
     return votes, np.array([places.get(truth.get(task, ""), -1) for task in votes.tasks])
 
@@ -181,14 +184,16 @@ _COLUMNS = {
 def goal_text(sets: Sequence[Mapping[str, Any]], name: str = "K-RBM, H=2") -> str:
     """How K-RBM stands beside majority vote and Dawid-Skene, set by set, in sentences."""
     lines = []
+    majority, model = METHODS["majority"].title, METHODS["dawid-skene"].title
     for content in sets:
-        accuracy = {row["name"]: _mean(row["runs"], "accuracy") for row in content["rows"] if "runs" in row}
-        drawn = {row["name"]: _mean(row["runs"], "accuracy_ties_drawn") for row in content["rows"] if "runs" in row}
-        own, majority, model = accuracy[name], drawn[METHODS["majority"].title], accuracy[METHODS["dawid-skene"].title]
-        assert own is not None and majority is not None and model is not None
+        runs = {row["name"]: row["runs"] for row in content["rows"] if "runs" in row}
+        if not {name, majority, model} <= set(runs):
+            continue
+        own, least = (statistics.mean(run["accuracy"] for run in runs[who]) for who in (name, majority))
+        drawn, best = runs[majority][0]["accuracy_ties_drawn"], runs[model][0]["accuracy"]
         lines.append(
-            f"- {content['set']}: {name} {own:.4f}, which is {100 * (own - majority):+.1f} points from majority vote with "
-            f"ties drawn and {100 * (own - model):+.1f} from Dawid-Skene."
+            f"- {content['set']}: {name} {own:.4f}, which is {100 * (own - least):+.1f} points from majority vote with ties "
+            f"to the lowest class ({100 * (own - drawn):+.1f} with ties drawn) and {100 * (own - best):+.1f} from Dawid-Skene."
         )
     return "\n".join(lines)
 
