@@ -9,7 +9,7 @@ import crowdkit.aggregation
 import numpy as np
 import pytest
 
-from revbifpn.votes import METHODS, KRBM, VoteError, aggregate
+from revbifpn.votes import KRBM, METHODS, VoteError, aggregate
 from revbifpn.votes.table import VoteTable, make_table
 from tests.votes.crowds import crowd_votes
 
