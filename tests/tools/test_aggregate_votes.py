@@ -117,9 +117,10 @@ def test_soft_labels_of_a_method_without_any_stop_before_a_file_is_written(
 def test_without_crowd_kit_the_extra_is_named(tmp_path: Path) -> None:
     """In a process of its own, where the package cannot be imported."""
     (tmp_path / "crowdkit.py").write_text("raise ImportError('No module named crowdkit')")
-    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['x']; runpy.run_path({str(TOOL)!r}, run_name='__main__')"
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(TOOL)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOOL.parents[1])
     assert done.returncode == 2
     assert done.stderr == (
-        "aggregate_votes: vote aggregation needs crowd-kit and pandas (No module named crowdkit): pip install 'revbifpn[votes]'\n"
+        "aggregate_votes: vote aggregation needs crowd-kit and pandas (No module named crowdkit): "
+        "pip install 'revbifpn[votes]'\n"
     )
