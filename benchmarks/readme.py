@@ -24,7 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cost_tables, engine_cost, exact_reversal, fashion_mnist, growth, inference, macs, memory_prediction
+from benchmarks import (
+    cost_tables,
+    engine_cost,
+    exact_reversal,
+    fashion_mnist,
+    growth,
+    inference,
+    macs,
+    memory_prediction,
+    votes_tables,
+)
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
 from benchmarks.common import describe
@@ -145,6 +155,7 @@ def _demo(content: Any) -> str:
 
 
 _EXACT = "--plot docs/images/exact_reversal.png"
+_VOTES = _writes("votes", ("sets",), "--votes FOLDER --parts sets")
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
@@ -178,6 +189,12 @@ FIGURES = {
     "macs": Figures((_writes("macs", environments=()),), macs.as_table),
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
+    "votes_sets": Figures((_VOTES,), lambda content: votes_tables.sets_table(content["sets"])),
+    "votes_goal": Figures((_VOTES,), lambda content: votes_tables.goal_text(content["sets"])),
+    "votes_time": Figures(
+        (_writes("votes", ("time",), "--parts time"),), lambda content: votes_tables.time_table(content["rows"])
+    ),
+    "votes_end_to_end": Figures((_writes("votes_end_to_end", ("digits",)),), votes_tables.end_to_end_text),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import crowdkit
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import describe, environment, table, update_json
+from benchmarks.common import describe, environment, update_json
+from benchmarks.votes_tables import goal_text, sets_table, time_table
 from revbifpn.votes import METHODS, Aggregation, VoteError, VoteTable, aggregate, read_gold, read_votes
 from revbifpn.votes.reliability import krippendorff_alpha
 from revbifpn.votes.simulate import Crowd, simulate_votes
@@ -100,7 +101,7 @@ def measure_set(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, 
             print(f"{folder.name}, {name}: {error}", flush=True)
             continue
         rows.append({"name": name, "runs": runs, "seconds": statistics.median(seconds)})
-        print(f"{folder.name}, {name}: accuracy {_mean(runs, 'accuracy'):.4f}, {seconds[0]:.1f} s", flush=True)
+        print(f"{folder.name}, {name}: accuracy {[run['accuracy'] for run in runs]}, {seconds[0]:.1f} s", flush=True)
     return {
         "set": folder.name,
         **{"items": len(votes.tasks), "workers": len(votes.workers), "votes": len(votes), "classes": len(votes.classes)},
@@ -136,79 +137,6 @@ def measure_time(counts: Sequence[int], variants: Sequence[str], limit: float) -
     return rows
 
 
-def _mean(runs: Sequence[Mapping[str, float | None]], key: str) -> float | None:
-    values = [value for run in runs if (value := run[key]) is not None]
-    return statistics.mean(values) if values else None
-
-
-def _cell(runs: Sequence[Mapping[str, float | None]], key: str, digits: int) -> str:
-    """The mean; with the least and the largest where they differ."""
-    values = [value for run in runs if (value := run[key]) is not None]
-    if not values:
-        return "-"
-    text = f"{statistics.mean(values):.{digits}f}"
-    least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return text if least == most else f"{text} ({least} - {most})"
-
-
-def sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each set."""
-    parts = []
-    for content in sets:
-        head = (
-            f"**{content['set']}**: {content['items']:,} items, {content['workers']} workers, {content['votes']:,} votes, "
-            f"{content['classes']} classes, {content['tied_votes']} items with tied votes, "
-            f"Krippendorff's alpha {content['alpha']:.3f}"
-        )
-        lines = []
-        for row in content["rows"]:
-            if "cannot" in row:
-                lines.append([row["name"], "cannot", *["-"] * 5])
-                continue
-            runs = row["runs"]
-            cells = [_cell(runs, key, digits) for key, digits in _COLUMNS.values()]
-            lines.append([row["name"], *cells, f"{row['seconds']:.1f}"])
-        parts.append(f"{head}\n\n{table(['method', *_COLUMNS, 's'], lines)}")
-    return "\n\n".join(parts)
-
-
-_COLUMNS = {
-    "accuracy": ("accuracy", 4),
-    "tied": ("ties", 0),
-    "accuracy, ties drawn": ("accuracy_ties_drawn", 4),
-    "negative log likelihood": ("nll", 3),
-    "calibration error": ("ece", 3),
-}
-
-
-def goal_text(sets: Sequence[Mapping[str, Any]], name: str = "K-RBM, H=2") -> str:
-    """How K-RBM stands beside majority vote and Dawid-Skene, set by set, in sentences."""
-    lines = []
-    majority, model = METHODS["majority"].title, METHODS["dawid-skene"].title
-    for content in sets:
-        runs = {row["name"]: row["runs"] for row in content["rows"] if "runs" in row}
-        if not {name, majority, model} <= set(runs):
-            continue
-        own, least = (statistics.mean(run["accuracy"] for run in runs[who]) for who in (name, majority))
-        drawn, best = runs[majority][0]["accuracy_ties_drawn"], runs[model][0]["accuracy"]
-        lines.append(
-            f"- {content['set']}: {name} {own:.4f}, which is {100 * (own - least):+.1f} points from majority vote with ties "
-            f"to the lowest class ({100 * (own - drawn):+.1f} with ties drawn) and {100 * (own - best):+.1f} from Dawid-Skene."
-        )
-    return "\n".join(lines)
-
-
-def time_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds, a column for each number of votes."""
-    counts = sorted({row["votes"] for row in rows})
-    seconds = {(row["name"], row["votes"]): row["seconds"] for row in rows}
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    lines = [
-        [name, *(f"{seconds[name, count]:.2g}" if (name, count) in seconds else "-" for count in counts)] for name in names
-    ]
-    return table(["seconds for ... votes", *(f"{count:,}" for count in counts)], lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("sets", "time"), default=["sets", "time"])
@@ -232,7 +160,7 @@ def main() -> None:
             parser.error(f"{args.votes} has no folder with label.csv and truth.csv")
         sets = [measure_set(folder, args.methods, args.seeds) for folder in folders]
         results["sets"] = {"environment": env, "seeds": args.seeds, "sets": sets}
-        print(f"\n{sets_table(sets)}")
+        print(f"\n{sets_table(sets)}\n\n{goal_text(sets)}")
     if "time" in args.parts:
         rows = measure_time(args.counts, args.methods, args.limit)
         results["time"] = {"environment": env, "rows": rows}

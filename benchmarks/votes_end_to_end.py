@@ -11,12 +11,10 @@ of labels share them.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +23,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.common import describe, environment, table, update_json
+from benchmarks.common import describe, environment, update_json
+from benchmarks.votes_tables import end_to_end_text
 from revbifpn.votes import METHODS, VoteTable, aggregate
 from revbifpn.votes.simulate import Crowd, simulate_votes
 
@@ -103,32 +102,6 @@ def run(seed: int, images: int, votes_per_item: int, epochs: int, aggregators: S
     return result
 
 
-def as_table(content: Mapping[str, Any]) -> str:
-    """A row for each kind of labels: mean and standard deviation over the seeds."""
-    runs = content["runs"]
-    lines = []
-    for name in runs[0]:
-        cells = []
-        for key, digits, factor in (("labels", 1, 100), ("accuracy", 1, 100), ("nll", 3, 1)):
-            values = [factor * row[name][key] for row in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
-        behind = statistics.mean(100 * (row[name]["accuracy"] - row[TRUE]["accuracy"]) for row in runs)
-        lines.append([name, *cells, f"{behind:+.1f}"])
-    header = ["trained on", "right labels, %", "test accuracy, %", "test negative log likelihood", "points from true labels"]
-    return table(header, lines)
-
-
-def setting_text(content: Mapping[str, Any]) -> str:
-    """The simulation in a sentence."""
-    crowd = content["crowd"]
-    return (
-        f"{content['images']} training images, {content['votes_per_item']} votes each of {crowd['workers']} annotators "
-        f"({crowd['accuracy']:.0%} right on average, {crowd['spammers']:.0%} of them spammers; {crowd['hard_items']:.0%} of "
-        f"the images are hard), {len(content['runs'])} seeds; mean ± standard deviation."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -147,7 +120,7 @@ def main() -> None:
         print(f"seed {seed}: {time.perf_counter() - begin:.0f} s", flush=True)
     setting = {"images": args.images, "votes_per_item": args.votes_per_item, "epochs": args.epochs, "crowd": asdict(CROWD)}
     content = {"environment": env, **setting, "runs": runs}
-    print(f"\n{setting_text(content)}\n\n{as_table(content)}")
+    print(f"\n{end_to_end_text(content)}")
     if args.json is not None:
         update_json(args.json, {"digits": content})
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import votes, votes_end_to_end
+from benchmarks import votes, votes_end_to_end, votes_tables
 from tests.benchmarks.conftest import Command
 from tests.votes.crowds import crowd_votes
 
@@ -44,7 +44,7 @@ def test_sets_and_times(command: Command, sets: Path, tmp_path: Path, monkeypatc
         assert content["tied_votes"] == table.tied
     assert len(result["time"]["rows"]) == 2 * 3  # KOS has four classes here, and cannot
     assert "| KOS | cannot |" in output
-    assert votes.goal_text(result["sets"]["sets"]).count("points from majority vote") == 2
+    assert votes_tables.goal_text(result["sets"]["sets"]).count("points from majority vote") == 2
 
 
 def test_scores() -> None:
