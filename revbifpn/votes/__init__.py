@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError(f"vote aggregation needs crowd-kit and pandas ({error}): pip install 'revbifpn[votes]'") from error
 
-from revbifpn.votes.aggregate import Aggregation, aggregate
+from revbifpn.votes.aggregation import Aggregation, aggregate
 from revbifpn.votes.krbm import KRBM
 from revbifpn.votes.methods import METHODS
 from revbifpn.votes.table import VoteError, VoteTable, read_gold, read_votes

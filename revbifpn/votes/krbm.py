@@ -43,7 +43,7 @@ class KRBM(BaseClassificationAggregator):
         ordered: the labels are numbers whose distance counts: ``smoothing`` then falls on near labels rather than on all.
         n_iter: turns at most.
         epochs: steps of CD-1 in each turn.
-        smoothing: votes, in all, that each worker is taken to have given beside his own in each machine.
+        smoothing: votes, in all, that each worker is taken to have given in each machine beside the real ones.
         weight_decay: pulls weights towards 0, as so many votes with weight 0 would.
         learning_rate, momentum: of CD-1.
         temperature: divides the reconstruction's log probability in the competition; more than 1 makes probabilities milder.

@@ -81,7 +81,7 @@ class Machines:
         a: (M, K, L) biases of the votes.
         b: (K, H) biases of the hidden units.
         w: (M, K, L, H) weights.
-        smoothing: (K, L) votes that each worker is taken to have given beside his own on items of class k.
+        smoothing: (K, L) votes that each worker is taken to have given on items of class k beside the real ones.
         decay: pulls the weights towards 0, in votes.
     """
 
@@ -140,7 +140,7 @@ class Machines:
         return torch.cat(parts)
 
     def chance_of_own_class(self, votes: Votes, responsibility: Tensor) -> Tensor:
-        """(M,): the probability that a worker names the right class, by the machines, in the mean of the items he saw."""
+        """(M,): the probability that a worker names the right class, by the machines, in the mean of the items with a vote."""
         total = self.a.new_zeros(votes.num_workers)
         for items, part in votes.parts(self._size):
             right = self.log_votes(part, self.hidden(part)).exp().diagonal(dim1=1, dim2=2)
@@ -154,7 +154,7 @@ class Machines:
 
         Hidden units are sampled to drive the reconstruction, which like all statistics holds probabilities (Hinton, "A
         practical guide to training restricted Boltzmann machines", 2010). What belongs to a worker is divided by how many
-        votes a machine has of him, so that those with few votes learn at the pace of the others.
+        votes a machine has of that worker, so that those with few votes learn at the pace of the others.
         """
         noise = torch.rand(len(responsibility), *self.b.shape, generator=generator, dtype=self.b.dtype)
         da, db, dw = torch.zeros_like(self.a), torch.zeros_like(self.b), torch.zeros_like(self.w)

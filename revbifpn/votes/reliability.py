@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def worker_reliability(table: VoteTable, probas: Floats, ordered: bool = False, skill: Floats | None = None) -> pd.DataFrame:
-    """Measure each worker against the aggregated labels, which his own votes are part of.
+    """Measure each worker against the aggregated labels, which the worker's own votes are part of.
 
     Args:
         table: the votes.

@@ -1,4 +1,4 @@
-"""Simulated annotators, for tests, measurements and for trying things out: each has a confusion matrix of his own."""
+"""Simulated annotators, for tests, measurements and for trying things out: each has a confusion matrix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Crowd:
         workers: how many there are.
         accuracy: mean of their accuracies, which are Beta distributed.
         concentration: of that Beta distribution; the larger, the more alike are the workers.
-        spammers: share of the workers who answer without looking, each with a favourite class of his own.
+        spammers: share of the workers who answer without looking, each with a favourite class.
         adversaries: share of the workers who name a wrong class on purpose.
         ordinal: errors fall on neighbouring levels only.
         hard_items: share of the items on which nobody does better than a guess between the class and one other class.

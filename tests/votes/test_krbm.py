@@ -195,7 +195,7 @@ def test_a_machine_without_items_begins_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ordered_levels_are_smoothed_towards_their_neighbours() -> None:
-    """A worker seen once says nothing about levels that he never gave: what he is thought to say is near the true level."""
+    """A worker seen once says nothing about levels that were never given: those are thought to be near the true level."""
     model = KRBM(ordered=True, smoothing=2.0)
     near = model._smoothing(np.array([0, 1, 2, 3]))
     torch.testing.assert_close(near.sum(1), torch.full((4,), 2.0, dtype=torch.float64))

@@ -90,7 +90,7 @@ def test_ties_go_to_the_first_class() -> None:
 
 
 def test_workers_keep_their_skill() -> None:
-    """The best of the workers stands before the spammer, under his own name, in each method that measures workers."""
+    """The best of the workers stands before the spammer, under the right name, in each method that measures workers."""
     rng = np.random.default_rng(0)
     rows = []
     for item, true in enumerate(rng.integers(0, 3, 60)):
