@@ -66,7 +66,7 @@ class KRBM(BaseClassificationAggregator):
     n_iter: int = 50
     epochs: int = 5
     smoothing: float = 1.0
-    weight_decay: float = 1.0
+    weight_decay: float = 10.0
     learning_rate: float = 0.1
     momentum: float = 0.5
     temperature: float = 1.0

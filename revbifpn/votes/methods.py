@@ -1,8 +1,10 @@
 """Ways to aggregate votes, by name: crowd-kit's, and K-RBM. Each returns what the others do.
 
-Three things that crowd-kit 1.4.2 leaves to its user are seen to here. MACE takes the workers' order of appearance for their
+Four things that crowd-kit 1.4.2 leaves to its user are seen to here. MACE takes the workers' order of appearance for their
 sorted order, so workers are numbered as they appear. MACE's restarts from an integer seed are all the same run, so it gets a
 generator. M-MSR divides by sums of weights that may be negative, so its probabilities are computed here from its weights.
+Methods that weigh a majority vote ask scikit-learn whether they are fitted, which 1.6 and later refuse, so the vote is taken
+here.
 """
 
 from __future__ import annotations
@@ -157,14 +159,16 @@ def _with(probas: Floats, skill: pd.Series | None) -> Estimate:
 
 
 def _plain(kind: type, frame: pd.DataFrame, table: VoteTable, options: Options) -> Estimate:
-    """Majority vote, Wawa, Zero-Based Skill: weighted shares of the votes."""
-    aggregator = _aggregator(kind, options)
-    probas = _full(aggregator.fit_predict_proba(frame), table)
-    return _with(probas, aggregator.skills_)
+    """Wawa, Zero-Based Skill: shares of the votes, weighted by skill."""
+    return _weighted(_aggregator(kind, options).fit(frame).skills_, frame, table)
+
+
+def _weighted(skill: pd.Series, frame: pd.DataFrame, table: VoteTable) -> Estimate:
+    return _with(_full(crowdkit.MajorityVote().fit_predict_proba(frame, skill), table), skill)
 
 
 def _majority(frame: pd.DataFrame, table: VoteTable, options: Options) -> Estimate:
-    return replace(_plain(crowdkit.MajorityVote, frame, table, options), skill=None)
+    return _with(_full(_aggregator(crowdkit.MajorityVote, options).fit_predict_proba(frame), table), None)
 
 
 def _gold_majority(frame: pd.DataFrame, table: VoteTable, options: Options) -> Estimate:
@@ -172,8 +176,7 @@ def _gold_majority(frame: pd.DataFrame, table: VoteTable, options: Options) -> E
     if untested := sorted(set(table.worker.tolist()) - set(table.worker[np.isin(table.task, gold.index)].tolist())):
         names = [table.workers[place] for place in untested]
         raise VoteError(f"gold-majority: {len(names)} workers voted on no item with a known label ({some(names)})")
-    aggregator = _aggregator(crowdkit.GoldMajorityVote, options)
-    return _with(_full(aggregator.fit_predict_proba(frame, gold), table), aggregator.skills_)
+    return _weighted(_aggregator(crowdkit.GoldMajorityVote, options).fit(frame, gold).skills_, frame, table)
 
 
 def _gold(options: Options) -> pd.Series:

@@ -172,9 +172,7 @@ def read_columns(path: Path, columns: dict[str, str]) -> list[list[str]]:
         FileNotFoundError, DataError: see :func:`read_votes`.
     """
     if len(set(columns.values())) < len(columns):
-        raise VoteError(
-            "the columns must be different ones, got " + ", ".join(f"{name} for {a}" for a, name in columns.items())
-        )
+        raise VoteError(f"the columns must be different ones, got {', '.join(columns.values())}")
     table = read_csv(path)
     places = _places(path, table.header, columns)
     rows = []
