@@ -34,6 +34,7 @@ from benchmarks import (
     inference,
     macs,
     memory_prediction,
+    votes_tables,
 )
 from benchmarks import model_zoo_files as zoo
 from benchmarks import paper_figures as paper
@@ -162,6 +163,7 @@ def _demo(content: Any) -> str:
 
 _EXACT = "--plot docs/images/exact_reversal.png"
 _SPARSE = {"wide": " --images 4000", "memory": " --pictures docs/images"}
+_VOTES = _writes("votes", ("sets",), "--votes FOLDER --parts sets")
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
@@ -195,6 +197,12 @@ FIGURES = {
     "macs": Figures((_writes("macs", environments=()),), macs.as_table),
     "zoo_classifiers": Figures((_writes("model_zoo"),), zoo.classifier_table),
     "zoo_detectors": Figures((_writes("model_zoo"),), zoo.detector_table),
+    "votes_sets": Figures((_VOTES,), lambda content: votes_tables.sets_table(content["sets"])),
+    "votes_goal": Figures((_VOTES,), lambda content: votes_tables.goal_text(content["sets"])),
+    "votes_time": Figures(
+        (_writes("votes", ("time",), "--parts time"),), lambda content: votes_tables.time_table(content["rows"])
+    ),
+    "votes_end_to_end": Figures((_writes("votes_end_to_end", ("digits",)),), votes_tables.end_to_end_text),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
     "pruning_accuracy": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.accuracy_table),
     "pruning_training": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.training_text),

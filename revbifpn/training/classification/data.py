@@ -1,7 +1,8 @@
 """Data sets of timm for MMEngine's dataloaders, a sampler that makes augmentation reproducible, and bad images by name.
 
-A sample is a dict: ``inputs`` (uint8, 3 x H x W), ``labels`` (int) and ``indices`` (int, its place in the data set, -1 if
-unknown). Normalization and random erasing follow on the device (:class:`.ImagePreprocessor`), as with timm's prefetcher.
+A sample is a dict: ``inputs`` (uint8, 3 x H x W), ``labels`` (int, or class probabilities) and ``indices`` (int, its place in
+the data set, -1 if unknown). Normalization and random erasing follow on the device (:class:`.ImagePreprocessor`), as with
+timm's prefetcher.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,11 @@ from PIL import Image
 from timm.data import create_dataset, create_transform
 from timm.data.dataset_factory import _search_split
 from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from revbifpn.datasets.image_folders import DataError
+from revbifpn.training.classification.soft_labels import read_soft_labels
 
 SKIPPED = -1  # label of a validation sample that could not be decoded
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -52,10 +56,12 @@ class ClassificationDataset(Dataset[Sample]):
         on_error: ``"stop"`` raises at an image that cannot be decoded. ``"skip"`` names it in the log and goes on: in
             training with the next image, in validation without it (its label is -1).
         options: further arguments of ``create_dataset``, such as ``class_map`` or ``input_img_mode``.
+        soft_labels: CSV file of class probabilities (:func:`.read_soft_labels`), which training on an image folder takes for
+            targets; ``labels`` of a sample then is (num_classes,) float32.
 
     Raises:
         ValueError: for another ``on_error``, or if ``num_classes`` was left open.
-        DataError: if there are no images, or a label is out of range.
+        DataError: if there are no images, a label is out of range, or soft labels do not fit the images.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class ClassificationDataset(Dataset[Sample]):
         training: bool = False,
         on_error: str = "stop",
         options: dict[str, Any] | None = None,
+        soft_labels: str | None = None,
     ) -> None:
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
@@ -91,6 +98,7 @@ class ClassificationDataset(Dataset[Sample]):
         if isinstance(reader, ReaderImageFolder):  # others tell a label when they read its sample
             for index, (_, label) in enumerate(reader.samples):
                 self._check_label(label, index)
+        self.soft_labels = None if soft_labels is None else self._soft_labels(soft_labels, reader)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -104,7 +112,16 @@ class ClassificationDataset(Dataset[Sample]):
         else:
             with _seeded(seed) if seed is not None else contextlib.nullcontext():
                 pixels = self.transform(image)
-        return {"inputs": pixels, "labels": label, "indices": index}
+        target = label if self.soft_labels is None else self.soft_labels[index]
+        return {"inputs": pixels, "labels": target, "indices": index}
+
+    def _soft_labels(self, path: str, reader: Any) -> Tensor:
+        if not self.training or not isinstance(reader, ReaderImageFolder):
+            raise DataError("soft_labels is for training on an image folder; validation counts the folders' own classes")
+        classes = self.metainfo["classes"]
+        if len(classes) != self.num_classes:
+            raise DataError(f"soft_labels needs the model's {self.num_classes} classes as folders, there are {len(classes)}")
+        return read_soft_labels(Path(path), classes, [reader.filename(index) for index in range(len(reader))])
 
     def _read(self, index: int) -> tuple[Image.Image | None, int, int]:
         for step in range(_MOST_SKIPPED_IN_A_ROW + 1):

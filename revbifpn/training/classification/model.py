@@ -115,7 +115,9 @@ class ImageClassifier(BaseModel):
         self.smoothing = loss.get("smoothing", 0.0)
         self.mixup = None
         if mixup:
-            self.mixup = Mixup(**mixup, label_smoothing=self.smoothing, num_classes=num_classes)
+            # Targets that are rows already, and smoothed: here classes and class probabilities go the same way.
+            self.mixup = Mixup(**mixup, label_smoothing=0.0, num_classes=num_classes, multi_label=True)
+        self.loss_options = loss
         self.criterion = create_classification_loss(**loss, soft_targets=self.mixup is not None)
         if checkpoint:
             self._load(checkpoint, ema, allow_non_finite, remake_classifier)
@@ -135,7 +137,7 @@ class ImageClassifier(BaseModel):
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, indices: Tensor | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor | None]]:
-        """Run the network on normalized images (N, C, H, W) with labels (N,).
+        """Run the network on normalized images (N, C, H, W) with labels (N,), or class probabilities (N, num_classes).
 
         The mode ``"tensor"`` returns logits (N, num_classes), ``"loss"`` a dict with the scalar ``loss``, and ``"predict"`` a
         list of one dict with ``logits``, ``labels`` and ``indices``.
@@ -146,7 +148,7 @@ class ImageClassifier(BaseModel):
         if mode == "loss":
             assert labels is not None
             inputs, targets = self._mix(inputs, labels)
-            return {"loss": self.criterion(self.backbone(inputs), targets)}
+            return {"loss": self._criterion_of(targets)(self.backbone(inputs), targets)}
         if mode == "predict":
             return [{"logits": self.backbone(inputs), "labels": labels, "indices": indices}]
         if mode == "tensor":
@@ -155,12 +157,20 @@ class ImageClassifier(BaseModel):
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def _mix(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mixup is None:
-            return inputs, labels
-        if len(inputs) % 2:  # timm mixes pairs: an odd last batch of an epoch goes unmixed rather than stopping the run
-            return inputs, mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        if labels.is_floating_point():
+            labels = labels * (1 - self.smoothing) + self.smoothing / self.num_classes
+        elif self.mixup is not None:
+            labels = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        if self.mixup is None or len(inputs) % 2:
+            return inputs, labels  # timm mixes pairs: an odd last batch of an epoch goes unmixed rather than stopping the run
         mixed: tuple[Tensor, Tensor] = self.mixup(inputs, labels)
         return mixed
+
+    def _criterion_of(self, targets: Tensor) -> nn.Module:
+        if targets.is_floating_point() and self.mixup is None:
+            soft: nn.Module = create_classification_loss(**self.loss_options, soft_targets=True).to(targets.device)
+            return soft
+        return self.criterion
 
     def _load(self, checkpoint: str, ema: bool, allow_non_finite: bool, remake_classifier: bool) -> None:
         names = self.backbone.pretrained_cfg.get("classifier") or ()
