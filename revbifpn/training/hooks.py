@@ -19,7 +19,7 @@ from revbifpn.training.errors import NonFiniteLossError
 
 try:
     import mmengine.dist as dist
-    from mmengine.hooks import EMAHook, Hook
+    from mmengine.hooks import CheckpointHook, EMAHook, Hook
     from mmengine.model import is_model_wrapper
     from mmengine.optim import OptimWrapper
     from mmengine.registry import HOOKS
@@ -48,6 +48,49 @@ class ResumeFitHook(Hook):
 
 
 @HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """MMEngine's hook, which removes what a new checkpoint takes the place of after that one is written, not before.
+
+    So a training that is killed while it writes has a usable checkpoint, with ``max_keep_ckpts=1`` too.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Let the hook remove files later."""
+        super().before_train(runner)
+        self.file_backend = _RemovesLater(self.file_backend)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self.file_backend.remove_now()
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        self.file_backend.remove_now()
+
+
+class _RemovesLater:
+    """A file backend that puts removing off."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._later: list[tuple[Any, str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._later.append((self._backend.remove, path))
+
+    def rmtree(self, path: str) -> None:
+        self._later.append((self._backend.rmtree, path))
+
+    def remove_now(self) -> None:
+        for remove, path in self._later:
+            remove(path)
+        self._later.clear()
+
+
+@HOOKS.register_module()
 class AverageBuffersHook(Hook):
     """Averages the processes' running statistics before validation and checkpoints, those of the EMA weights too.
 
@@ -73,8 +116,9 @@ class ExactResumeHook(Hook):
     """Makes a resumed training equal to one that was never interrupted, bit for bit, in a single process.
 
     MMEngine restores weights, optimizer, schedule and the sampler's position. This hook adds the random state (sampled RoIs,
-    dropout) and keeps validation from moving it. What it cannot restore is random state inside dataloader workers: for
-    bit-identity use a data pipeline without randomness, or ``num_workers=0``.
+    dropout), keeps validation from moving it, and adds the gradients of an update that is still being accumulated. What it
+    cannot restore is random state inside dataloader workers: for bit-identity use a data pipeline without randomness, or
+    ``num_workers=0``.
     """
 
     priority = "VERY_LOW"
@@ -87,11 +131,18 @@ class ExactResumeHook(Hook):
         """Put the training's random state into the checkpoint."""
         # A new best score has MMEngine write the last checkpoint once more, in the middle of a validation.
         checkpoint["random_state"] = self._before_val or _get_random_state()
+        goes_on = "optimizer" in checkpoint  # it is not the best weights alone
+        if goes_on and dist.get_world_size() == 1 and not runner.optim_wrapper.should_update():
+            gradients = {name: p.grad for name, p in runner.model.named_parameters() if p.grad is not None}
+            checkpoint["accumulated_gradients"] = {name: gradient.cpu() for name, gradient in gradients.items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Remember the checkpoint's random state, if this is a resumption."""
+        """Remember the checkpoint's random state, and take its gradients, if this is a resumption."""
         if runner._resume:
             self._resumed = checkpoint.get("random_state")
+            parameters = dict(runner.model.named_parameters())
+            for name, gradient in checkpoint.get("accumulated_gradients", {}).items():
+                parameters[name].grad = gradient.to(parameters[name].device)
 
     def before_train(self, runner: Runner) -> None:
         """In an iteration-based loop, restore once the dataloader has been advanced, which itself draws random numbers."""

@@ -5,23 +5,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from mmengine.config import Config
+from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from revbifpn.training.checkpoints import WEIGHTS_ONLY
 from revbifpn.training.config_files import named_build_errors
 from revbifpn.training.errors import ConfigError
+from revbifpn.training.hooks import SafeCheckpointHook  # noqa: F401  (registered)
 from revbifpn.training.sparsity import use_sparsity
 
 
 @RUNNERS.register_module()
 class SafeRunner(Runner):
-    """MMEngine's Runner, which reads checkpoints with :func:`.load_from_weights_only` alone, and names errors of the config.
+    """MMEngine's Runner with safe checkpoints, and with errors that name the config's fault.
+
+    Checkpoints are read with :func:`.load_from_weights_only` alone, and get their names when they are whole.
 
     Raises:
         ConfigError: if something cannot be made from the config (:func:`.named_build_errors`).
@@ -34,6 +39,16 @@ class SafeRunner(Runner):
             FileNotFoundError, CheckpointError: if it is missing, damaged, or holds other objects than a checkpoint needs.
         """
         return super().load_checkpoint(f"{WEIGHTS_ONLY}{filename}", *args, **kwargs)
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint. In a local folder it has its name, or takes the place of an older one, when it is written."""
+        if "://" in str(out_dir):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        unfinished = Path(out_dir, f"{filename}.unfinished")
+        super().save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
+        unfinished.replace(Path(out_dir, filename))
 
     def train(self) -> Any:
         """Train as the config says."""
@@ -69,6 +84,9 @@ def build_runner(cfg: Config) -> Runner:
         wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
         cfg.model_wrapper_cfg = cfg.get("model_wrapper_cfg") or wrapper
     use_sparsity(cfg)
+    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint")
+    if checkpoint and checkpoint.get("type") == "CheckpointHook":
+        checkpoint.type = "SafeCheckpointHook"
     _read_pretrained_safely(cfg.model)
     with named_build_errors(cfg):
         return SafeRunner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)

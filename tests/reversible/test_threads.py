@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -75,6 +76,57 @@ def test_threads_get_the_gradients_of_one(name: str, mode: str) -> None:
     for of_thread, wanted in zip(found, expected, strict=True):
         for grads in of_thread:
             torch.testing.assert_close(grads, wanted, **F64)
+
+
+def test_evaluation_while_another_thread_trains() -> None:
+    """On one model, with norms in eval mode; each gets what it gets alone, and what is evaluated leaves nothing behind."""
+    model, inputs = lean_model()
+    model.eval()
+    set_exact(model, False)
+    params = list(model.parameters())
+    with torch.no_grad():
+        wanted = model(inputs[1])
+    expected = gradients(model, params, inputs[0])
+    done = threading.Event()
+    outputs: list[Tensor] = []
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            while not done.is_set() or not outputs:
+                outputs.append(model(inputs[1]))
+
+    with ThreadPoolExecutor(1) as pool:
+        evaluation = pool.submit(evaluate)
+        try:
+            found = [gradients(model, params, inputs[0]) for _ in range(2)]
+        finally:
+            done.set()
+        evaluation.result(timeout=60)
+    for grads in found:
+        torch.testing.assert_close(grads, expected, **F64)
+    for output in outputs:
+        assert not output.requires_grad
+        torch.testing.assert_close(output, wanted, **F64)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_exact_mode_with_more_threads_inside_of_operators(count: int) -> None:
+    """Sums that threads share come out in the same order in both passes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        torch.manual_seed(0)
+        model = RevBiFPN("s0", num_classes=3, drop_path_rate=0.0, drop_rate=0.0, exact=True).train()
+        stored = set_reversible(copy.deepcopy(model), False)
+        x = torch.randn(4, 3, 64, 64)
+        for bf16 in (False, True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    ours, theirs = (gradients(m, list(m.parameters()), x) for m in (model, stored))
+            assert all(map(torch.equal, ours, theirs))
+    finally:
+        torch.set_num_threads(before)
 
 
 class Meets(nn.Module):

@@ -198,3 +198,15 @@ def test_webdataset_shards_are_streamed(shards: Path) -> None:
     small = IterableClassificationDataset("wds/shards", "validation", **{**options, "num_classes": 2})
     with pytest.raises(DataError, match=r"has label 2, out of range 0..1"):
         list(small)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_give_the_same_images_however_they_are_started(image_folder: Path, method: str) -> None:
+    """A spawned worker has nothing of this process but the data set."""
+    data = dataset(image_folder, transform=dict(input_size=SIZE, auto_augment="rand-m3-mstd0.5"))
+    here = list(DataLoader(data, batch_size=4))
+    there = list(DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=method, timeout=120))
+    assert len(here) == len(there) == len(CLASSES) * NUM_TRAIN // 4
+    for ours, theirs in zip(there, here, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

@@ -1,0 +1,241 @@
+"""What each of two processes does in ``test_more_than_gradients.py``: all cases, one after the other, in one launch.
+
+Values are compared as in ``_workers.py``: float64, and the same numbers summed in another order.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.nn.parallel import DistributedDataParallel
+
+from revbifpn.reversible import set_reversible
+from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook
+from tests.distributed._workers import (
+    _forward_on_cpu,
+    adamw,
+    assert_near,
+    distance,
+    full_weights,
+    gradients,
+    half,
+    loss_of,
+    make_batch,
+    make_model,
+    sgd,
+    shard,
+    statistics,
+    train,
+    weights,
+)
+from tests.training.test_non_finite_loss import train as train_with_hook
+
+SHARES = (3, 1)  # images of the processes, where these differ
+
+
+def share(batch: Tensor) -> Tensor:
+    return batch.split(SHARES)[dist.get_rank()]
+
+
+def channels(value: Tensor) -> Tensor:
+    return value.view(1, -1, 1, 1)
+
+
+class Kernels:
+    """The operators that ``torch.nn.SyncBatchNorm`` is made of, which torch has for GPUs only, by their definitions.
+
+    What it exchanges between processes, with which counts, and in which order, stays torch's own.
+    """
+
+    @staticmethod
+    def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        return mean, torch.rsqrt(var + eps)
+
+    @staticmethod
+    def batch_norm_gather_stats_with_counts(
+        x: Tensor,
+        means: Tensor,
+        scales: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        counts: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        parts = counts[:, None] / counts.sum()
+        mean = (parts * means).sum(0)
+        var = (parts * (scales**-2 - eps + (means - mean).square())).sum(0)
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
+        return mean, torch.rsqrt(var + eps)
+
+    @staticmethod
+    def batch_norm_elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
+        return (x - channels(mean)) * channels(scale * weight) + channels(bias)
+
+    @staticmethod
+    def batch_norm_backward_reduce(
+        grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, *needs: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sum_grad, sum_product = grad.sum((0, 2, 3)), (grad * (x - channels(mean))).sum((0, 2, 3))
+        return sum_grad, sum_product, sum_product * scale, sum_grad.clone()
+
+    @staticmethod
+    def batch_norm_backward_elemt(
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        sum_grad: Tensor,
+        sum_product: Tensor,
+        count: Tensor,
+    ) -> Tensor:
+        centred = grad - channels(sum_grad / count.sum())
+        centred -= (x - channels(mean)) * channels(scale.square() * sum_product / count.sum())
+        return centred * channels(scale * weight)
+
+
+def register_kernels() -> torch.library.Library:
+    library = torch.library.Library("aten", "IMPL", "CPU")
+    for name, kernel in vars(Kernels).items():
+        if isinstance(kernel, staticmethod):
+            library.impl(name, kernel.__func__)
+    return library
+
+
+def sync_batch_norm() -> None:
+    """torch's SyncBatchNorm on shares of different sizes does what BatchNorm does on the joined batch, twice in a row.
+
+    The loss is a sum over images, so that each counts the same; DDP takes the mean of the processes.
+    """
+    kernels = register_kernels()
+    model = make_model(train_norms=True)
+    single, alone = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)  # on CPU it refuses models with SyncBatchNorm
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    def loss(net: nn.Module, images: Tensor) -> Tensor:
+        return loss_of(net(images)) * len(images)
+
+    with mock.patch.object(nn.SyncBatchNorm, "forward", _forward_on_cpu):
+        for step in (1, 2):
+            batch = make_batch(step)
+            for net in (synced, single, alone):
+                net.zero_grad()
+            (loss(ddp, share(batch)) * dist.get_world_size()).backward()
+            loss(single, batch).backward()
+            loss(alone, share(batch)).backward()
+            assert_near(statistics(synced), statistics(single), 1e-11)
+            assert_near(gradients(synced), gradients(single), 1e-10)
+            assert distance(statistics(alone), statistics(single)) > 1e-3
+            assert distance(gradients(alone), gradients(single)) > 1e-3
+    counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
+    assert counts == {2}
+    del kernels
+
+
+class Trained(BaseModel):
+    """The pyramid as MMEngine trains it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = make_model(train_norms=True)
+
+    def forward(self, inputs: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        return {"loss": loss_of(self.pyramid(inputs))}
+
+
+def non_finite_loss() -> None:
+    """An image of one process that is infinite: both leave the step out, and what they have then is as if it had not been."""
+    batches = torch.stack([half(make_batch(step)) for step in range(3)])
+    spoiled = batches.clone()
+    spoiled[1, 0, 0, 0, 0] = float("inf") if dist.get_rank() == 1 else 1.0
+    results = []
+    for inputs in (spoiled, batches[[0, 2]]):
+        ddp = MMDistributedDataParallel(Trained(), broadcast_buffers=False)
+        train_with_hook(ddp, OptimWrapper(sgd(ddp)), inputs)
+        results.append(ddp.state_dict())
+    for name, value in results[0].items():
+        assert value.isfinite().all(), name
+        assert torch.equal(value, results[1][name]), name
+    everyones = [torch.empty_like(p := results[0]["module.pyramid.body.1.chains.0.0.f.project.conv.weight"]) for _ in range(2)]
+    dist.all_gather(everyones, p)
+    assert torch.equal(*everyones)
+
+    ddp = MMDistributedDataParallel(Trained(), broadcast_buffers=False)
+    before = weights(ddp)
+    what = "loss is nan" if dist.get_rank() == 1 else "another process's loss is not finite"
+    hook = NonFiniteLossHook(action="stop")
+    with (
+        mock.patch("tests.training.test_non_finite_loss.NonFiniteLossHook", return_value=hook),
+        pytest.raises(NonFiniteLossError, match=rf"{what}.* at step 1: training stopped"),
+    ):
+        train_with_hook(ddp, OptimWrapper(sgd(ddp)), spoiled[1:])
+    assert_near(weights(ddp), before, 0.0)
+
+
+def uneven_batches() -> None:
+    """The last batch has one image in one process and three in the other, and one process has a batch more."""
+    model = make_model()
+    single = copy.deepcopy(model)
+    whole = [make_batch(step) for step in range(3)]
+    mine = [half(whole[0]), share(whole[1]), *([half(whole[2])] if dist.get_rank() == 0 else [])]
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer, of_single = sgd(model), sgd(single)
+    with ddp.join(divide_by_initial_world_size=True):
+        for batch in mine:
+            optimizer.zero_grad()
+            loss_of(ddp(batch)).backward()
+            optimizer.step()
+    for parts in (whole[0].chunk(2), whole[1].split(SHARES), whole[2].chunk(2)[:1]):
+        of_single.zero_grad()
+        torch.stack([loss_of(single(part)) for part in parts]).sum().div(2).backward()
+        of_single.step()
+    assert_near(weights(model), weights(single))  # the process that was through first gets the other's at the end
+    assert distance(weights(make_model()), weights(single)) > 1e-3
+
+
+def sharded_checkpoint(folder: Path) -> None:
+    """Write weights and optimizer of a sharded training, and what another process is to find in them and after a step more."""
+    model = shard(make_model())
+    optimizer = adamw(model)
+    train(model, optimizer, [make_batch(step) for step in range(2)], half)
+    state, of_optimizer = get_state_dict(model, optimizer)
+    checkpoint.save({"model": state, "optimizer": of_optimizer}, checkpoint_id=folder / "checkpoint")
+    found: dict[str, Any] = {"saved": full_weights(model)}
+    train(model, optimizer, [make_batch(2)], half)
+    found["after"] = full_weights(model)
+    if dist.get_rank() == 0:
+        torch.save(found, folder / "expected.pth")
+
+
+def main() -> None:
+    folder, rank, world_size = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timeout)
+    for case in (sync_batch_norm, non_finite_loss, uneven_batches):
+        case()
+        (folder / f"{case.__name__}-{rank}").touch()
+    sharded_checkpoint(folder)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
