@@ -71,7 +71,8 @@ class SparseTraining:
 
     Raises:
         ValueError: for arguments that do not go together, an optimizer that does not hold the weights, or one that has taken
-            steps where masks are drawn at random; :class:`MaskError`, one of them, for masks or a state of another network. Nothing is changed then.
+            steps where masks are drawn at random; :class:`MaskError`, one of them, for masks or a state of another network.
+            Nothing is changed then.
     """
 
     def __init__(
