@@ -247,7 +247,7 @@ def spdf_table(content: Mapping[str, Any]) -> str:
     ]
     what = (
         f"{content['images']:,} images and {content['epochs']} epochs of pre-training, {content['fine_tuning_images']} images "
-        f"and {content['fine_tuning_epochs']} epochs of fine-tuning, in batches of {BATCH}; the steps are those of pre-training."
+        f"and {content['fine_tuning_epochs']} epochs of fine-tuning, in batches of {BATCH}. Steps are those of pre-training."
     )
     return f"{what}\n\n{table(header, lines)}"
 
