@@ -147,6 +147,7 @@ def _demo(content: Any) -> str:
 
 
 _EXACT = "--plot docs/images/exact_reversal.png"
+_SPARSE = {"wide": " --images 4000", "memory": " --pictures docs/images"}
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
@@ -185,7 +186,7 @@ FIGURES = {
     "pruning_training": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.training_text),
     "pruning_csr": Figures((_writes("pruning", ("csr",), "--parts csr"),), one_shot.csr_table),
     **{
-        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}"),), render)
+        f"sparse_{part}": Figures((_writes("sparse_training", (part,), f"--parts {part}{_SPARSE.get(part, '')}"),), render)
         for part, render in sparse.TABLES.items()
     },
     "demo": Figures((Source("demo.json", (), "python tools/demo.py --json benchmarks/demo.json"),), _demo),

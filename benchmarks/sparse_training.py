@@ -60,7 +60,13 @@ def memory(batch: int, side: int, progress: Callable[[str], None]) -> dict[str, 
             masked = sum(w.numel() for w in select_weights(ift.model, ift.dense).values()) if sparsity else 0
             for mode in modes:
                 model = set_mode(ift.model.train(), mode)
-                row = {"network": name, "sparsity": sparsity, "mode": mode, "zeros": ift.sparsity, "parameters": parameters}
+                row: dict[str, Any] = {
+                    "network": name,
+                    "sparsity": sparsity,
+                    "mode": mode,
+                    "zeros": ift.sparsity,
+                    "parameters": parameters,
+                }
                 # Weights, gradients and momentum in float32, and a byte for each entry of a mask.
                 row |= {"activations": peak_alone(model, images, GPU, "predict"), "weights": 12 * parameters + masked}
                 rows.append(row)
@@ -165,10 +171,10 @@ def main() -> None:
     parser.add_argument(
         "--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder with the four *-ubyte.gz files"
     )
-    parser.add_argument("--images", type=int, default=10_000, help="of the training images, the first so many")
+    parser.add_argument("--images", type=int, default=6000, help="of the training images, the first so many")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=8, help="of the small ResNet's first block")
+    parser.add_argument("--width", type=int, default=4, help="of the small ResNet's first block")
     parser.add_argument("--batch", type=int, default=32, help="of the memory's step")
     parser.add_argument("--side", type=int, default=224, help="of its images")
     parser.add_argument("--threads", type=int, default=1)

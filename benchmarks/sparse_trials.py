@@ -61,13 +61,13 @@ def read_images(source: Path, limit: int) -> Images:
 
 
 def small_resnet(width: int, classes: int) -> ResNet:
-    """Three basic blocks of ``width``, twice and four times as many channels behind a stem of three convolutions."""
+    """Four basic blocks, of ``width`` to eight times as many channels, behind a stem of three convolutions."""
     model = ResNet(
         BasicBlock,
-        [1, 1, 1],
+        [1, 1, 1, 1],
         num_classes=classes,
         in_chans=1,
-        channels=(width, 2 * width, 4 * width),
+        channels=(width, 2 * width, 4 * width, 8 * width),
         stem_type="deep",
         stem_width=width // 2,
     )
@@ -216,7 +216,8 @@ def wide_table(content: Mapping[str, Any]) -> str:
             ]
         )
     header = ["network, masks", "zeros", "parameters", "operations / dense", "top-1, %: mean (each seed)", "time / dense"]
-    return table(header, lines)
+    what = f"{content['images']:,} training and as many test images, {content['epochs']} epochs of batches of {BATCH}."
+    return f"{what}\n\n{table(header, lines)}"
 
 
 def spdf_table(content: Mapping[str, Any]) -> str:
@@ -244,7 +245,11 @@ def spdf_table(content: Mapping[str, Any]) -> str:
         "top-1 of its classes, %",
         "top-1 after fine-tuning, %: mean (each seed)",
     ]
-    return table(header, lines)
+    what = (
+        f"{content['images']:,} images and {content['epochs']} epochs of pre-training, {content['fine_tuning_images']} images "
+        f"and {content['fine_tuning_epochs']} epochs of fine-tuning, in batches of {BATCH}. Steps are those of pre-training."
+    )
+    return f"{what}\n\n{table(header, lines)}"
 
 
 def mean_and_spread(values: list[float]) -> str:

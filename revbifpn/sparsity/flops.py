@@ -71,15 +71,15 @@ def count_flops(model: nn.Module, input_size: Sequence[int]) -> Flops:
     layers: dict[str, int] = {}
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        (x, *_), name = inputs, found[module]
+        name, weight = found[module]
         if isinstance(module, nn.Conv2d):
-            flops = conv_flop_count(list(x.shape), list(module.weight.shape), list(output.shape))
+            flops = conv_flop_count(list(inputs[0].shape), list(weight.shape), list(output.shape))
         else:
-            flops = 2 * output.numel() * module.weight.shape[1]  # type: ignore[union-attr]
+            flops = 2 * output.numel() * weight.shape[1]
         layers[name] = layers.get(name, 0) + int(flops)
 
-    found = {
-        module: names[id(module.weight)]
+    found: dict[nn.Module, tuple[str, Tensor]] = {
+        module: (names[id(module.weight)], module.weight)
         for module in model.modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and id(module.weight) in names
     }

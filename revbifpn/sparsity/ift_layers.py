@@ -171,11 +171,14 @@ def _fresh(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def _wide(layer: nn.Conv2d | nn.Linear, factor: float) -> nn.Conv2d | nn.Linear:
-    like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     has_bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         wide: nn.Conv2d | nn.Linear = nn.Linear(
-            int(layer.in_features * factor), int(layer.out_features * factor), has_bias, **like
+            int(layer.in_features * factor),
+            int(layer.out_features * factor),
+            has_bias,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
         )
     else:
         sides = int(layer.in_channels // layer.groups * factor) * layer.groups
@@ -204,13 +207,13 @@ def _conv_like(layer: nn.Conv2d, inputs: int, outputs: int, groups: int, bias: b
 def _factors(layer: nn.Conv2d | nn.Linear, rank: int, bias: bool) -> tuple[nn.Module, nn.Module]:
     if rank < 1:
         raise ValueError(f"a {type(layer).__name__} of {tuple(layer.weight.shape)} is too small for a path of rank 1")
-    like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    device, dtype = layer.weight.device, layer.weight.dtype
     if isinstance(layer, nn.Linear):
-        down: nn.Module = nn.Linear(layer.in_features, rank, False, **like)
-        up: nn.Module = nn.Linear(rank, layer.out_features, bias, **like)
+        down: nn.Module = nn.Linear(layer.in_features, rank, False, device=device, dtype=dtype)
+        up: nn.Module = nn.Linear(rank, layer.out_features, bias, device=device, dtype=dtype)
     else:
         down = _conv_like(layer, layer.in_channels, rank, 1, False)
-        up = nn.Conv2d(rank, layer.out_channels, 1, bias=bias, **like)
+        up = nn.Conv2d(rank, layer.out_channels, 1, bias=bias, device=device, dtype=dtype)
     init_layer(down)
     init_layer(up)
     return down, up

@@ -106,7 +106,9 @@ def apply_to_copy(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise MaskError(f"{type(module).__name__} is no copy of the network: it has no {name} of {tuple(mask.shape)}")
-    apply_masks({name: parameters[name].detach() for name in masks}, masks)
+    for name, mask in masks.items():
+        parameter = parameters[name].detach()
+        parameter.masked_fill_(~mask.to(parameter.device), 0)
 
 
 def density(masks: Iterable[Tensor]) -> float:

@@ -70,8 +70,9 @@ class SparseTraining:
         steps: the optimizer's steps so far; a step that loss scaling leaves out does not count.
 
     Raises:
-        ValueError: for arguments that do not go together, or an optimizer that does not hold the weights or has taken steps
-            already; :class:`MaskError`, one of them, for masks or a state of another network. Nothing is changed then.
+        ValueError: for arguments that do not go together, an optimizer that does not hold the weights, or one that has taken
+            steps where masks are drawn at random; :class:`MaskError`, one of them, for masks or a state of another network.
+            Nothing is changed then.
     """
 
     def __init__(
@@ -140,13 +141,14 @@ class SparseTraining:
             if self.schedule.method == "gradual":
                 raise ValueError("method 'gradual' begins dense: it takes no masks")
             check_masks(self.weights, given)
-            own = {name: given[name].to(weight.device, copy=True) for name, weight in self.weights.items()}
+            own = _owned(given, self.weights)
             return {name: mask.numel() - int(mask.sum()) for name, mask in own.items()}, own
         if sparsity is None:
             raise ValueError("say the sparsity, the fraction of zeros: sparsity=0.75, or masks")
         zeros = zeros_of(self.weights, check_sparsity(sparsity), distribution)
         if self.schedule.method == "gradual":
-            return zeros, {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
+            ones = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
+            return zeros, _owned(ones, self.weights)
         if masks == "magnitude":
             return zeros, {name: magnitude_mask(weight, zeros[name]) for name, weight in self.weights.items()}
         return zeros, {
@@ -324,7 +326,12 @@ class SparseTraining:
         check_zeros(self.weights, masks)
         generator = torch.Generator()
         generator.set_state(state["generator"].cpu())
-        self.masks = {name: masks[name].to(weight.device, copy=True) for name, weight in self.weights.items()}
+        self.masks = _owned(masks, self.weights)
         self.steps, self._generator, self._read = steps, generator, False
         self._gradients.clear()
         self._apply()
+
+
+def _owned(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Masks:
+    """Copies of masks where their weights are, in one piece each, as processes exchange them."""
+    return {name: masks[name].to(w.device, copy=True).contiguous() for name, w in weights.items()}

@@ -31,7 +31,7 @@ def test_the_command(command: Command, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sparse_training, "SPARSITIES", (0.0, 0.5))
     monkeypatch.setattr(sparse_training, "STAGES", (0, 1, 2))
     path = tmp_path / "results.json"
-    small = ["--images", 260, "--epochs", 1, "--seeds", 2, "--width", 4, "--batch", 1, "--side", 32]
+    small = ["--images", 260, "--epochs", 1, "--seeds", 2, "--width", 4, "--batch", 1, "--side", 64]
     output = command(sparse_training, "--source", tmp_path, "--json", path, "--pictures", tmp_path / "images", *small)
     results = json.loads(path.read_text())
     assert set(results) == {"wide", "spdf", "memory", "recipe"}

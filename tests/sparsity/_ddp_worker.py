@@ -32,7 +32,7 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     for method in ("static", "set", "rigl", "gradual"):
-        model = DistributedDataParallel(small_network())
+        model = DistributedDataParallel(small_network().to(memory_format=torch.channels_last))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         sparse = SparseTraining(model, optimizer, 0.8, method, total_steps=12, update_every=2, seed=rank)
         assert set(sparse.masks) == {"conv1.weight", "conv2.weight"}  # the network's names, not DDP's

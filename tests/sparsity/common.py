@@ -58,7 +58,7 @@ def train(
     for step in steps:
         images, labels = batch(step, size, side)
         sparse.optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(next(model.parameters()).dtype)), labels)
         loss.backward()
         sparse.step(**step_options)
         losses.append(float(loss.detach()))
@@ -67,3 +67,12 @@ def train(
 
 def zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def sparse_sgd(model: nn.Module, method: str = "static", **options: Any) -> SparseTraining:
+    options = {"sparsity": 0.9, "total_steps": 20, "update_every": 3} | options
+    return SparseTraining(model, sgd(model), method=method, **options)

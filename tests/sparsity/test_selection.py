@@ -14,11 +14,12 @@ def test_stem_classifier_depthwise_norms_and_biases_stay_dense() -> None:
     assert list(select_weights(small_network())) == ["conv1.weight", "conv2.weight"]
 
 
-def test_revbifpn_keeps_depthwise_and_classifier_dense_and_has_no_stem() -> None:
-    model = tiny_revbifpn()
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_revbifpn_keeps_depthwise_classifier_and_stem_dense(in_chans: int) -> None:
+    model = tiny_revbifpn(in_chans=in_chans)  # with one channel the stem has no weights
     selected = select_weights(model)
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    expected = {f"{name}.weight" for name, conv in convs.items() if conv.groups == 1}
+    expected = {f"{name}.weight" for name, conv in convs.items() if conv.groups == 1 and name != "stem"}
     assert set(selected) == expected
     assert expected
     assert "head.fc.weight" not in selected
