@@ -36,6 +36,7 @@ CONFIG = ROOT / "configs/video/revbifpn-s0_moving-digits_16f.py"
 FRAMES = (4, 8, 16, 32, 64)
 SIDE = 224
 CHUNK = 16
+BATCH = 4  # clips, as in the config
 #: Model, mode, and the line's style.
 LINES = {
     ("resnet50", "stored"): ("#CC6677", "-"),
@@ -94,7 +95,7 @@ def training(heads: Sequence[str], digits: MovingDigits, epochs: int, work_dir: 
     runs = {}
     for head in heads:
         begin = time.perf_counter()
-        train(head, data, work_dir / head, epochs, digits.num_train // 8)
+        train(head, data, work_dir / head, epochs, digits.num_train // BATCH)
         print(f"{head}: {time.perf_counter() - begin:.0f} s", flush=True)
         runs[head] = read(work_dir / head)
     return {"clips": digits.num_train, "val_clips": digits.num_val, "epochs": epochs, "frames": 16, "side": 32, "runs": runs}
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=TEMPORAL, default=list(TEMPORAL))
     parser.add_argument("--clips", type=int, default=MovingDigits().num_train, help="to train on (default: %(default)s)")
     parser.add_argument("--val-clips", type=int, default=MovingDigits().num_val, help="to score (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(model for model, _ in LINES)), help="of memory")
     parser.add_argument("--frames", nargs="+", type=int, default=list(FRAMES), help="of memory")
     parser.add_argument("--side", type=int, default=SIDE, help="of the pictures of memory, in pixels")
