@@ -111,7 +111,12 @@ def memory_of(model: str, mode: str, frames: int, side: int) -> float:
         def loss(logits: Any) -> torch.Tensor:
             return classifier.losses(logits, labels)["level"]
 
-        return profile_training(classifier, clips, loss=loss, device="cuda").per_sample
+        report = profile_training(classifier, clips, loss=loss, device="cuda")
+        if frames <= CHUNK:
+            return report.per_sample
+        # Gradients of the parameters, which all chunks add to, count as temporaries until the last one is done.
+        weights = sum(param.nbytes for param in classifier.parameters())
+        return report.peak - report.categories["parameters"] - report.categories["buffers"] - weights
     settings = Settings(optimizer=None, device="cuda")
     return profile_subject(ClipSubject(model, frames), mode, 1, (side, side), settings).per_sample
 
