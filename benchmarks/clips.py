@@ -36,7 +36,7 @@ CONFIG = ROOT / "configs/video/revbifpn-s0_moving-digits_16f.py"
 FRAMES = (4, 8, 16, 32, 64)
 SIDE = 224
 CHUNK = 16
-BATCH = 4  # clips, as in the config
+BATCH, WARMUP = 4, 40  # clips and steps, as in the config
 #: Model, mode, and the line's style.
 LINES = {
     ("resnet50", "stored"): ("#CC6677", "-"),
@@ -55,10 +55,14 @@ def train(head: str, data: Path, folder: Path, epochs: int, steps_per_epoch: int
     if (folder / f"epoch_{epochs}.pth").is_file():
         print(f"{head}: finished before", flush=True)
         return
+    steps = epochs * steps_per_epoch
+    warmup = min(WARMUP, steps // 2)
     options = [
         f"model.temporal={head}",
         f"train_cfg.max_epochs={epochs}",
-        f"param_scheduler.1.end={epochs * steps_per_epoch}",
+        f"param_scheduler.0.end={warmup}",
+        f"param_scheduler.1.begin={warmup}",
+        f"param_scheduler.1.end={steps}",
         "default_hooks.logger.interval=10",
         "log_processor.window_size=10",
     ]
@@ -187,11 +191,11 @@ def draw_memory(content: Mapping[str, Any], where: str, path: Path) -> Path:
         axes.plot(content["frames"], megabytes, style, color=colour, marker="o", markersize=4)
         text = f"{row['model']}, {_mode(row['mode'], content['chunk'])}"
         labels.append(Label(content["frames"][-1], megabytes[-1], text, colour, 8))
-    axes.set(xscale="log", yscale="log", xticks=content["frames"])
-    axes.set_xlim(content["frames"][0] * 0.9, content["frames"][-1] * 4)
+    axes.set(xscale="log", yscale="log", xlim=(content["frames"][0] * 0.9, content["frames"][-1] * 5))
     axes.set_xlabel("frames of the clip, T", color=QUIET)
     axes.set_ylabel("MB a clip", color=QUIET)
     plain_numbers(axes)
+    axes.set_xticks(content["frames"], [str(frames) for frames in content["frames"]])
     place_all_labels(figure, [labels])
     return save(figure, path)
 
