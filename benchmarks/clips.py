@@ -36,6 +36,7 @@ CONFIG = ROOT / "configs/video/revbifpn-s0_moving-digits_16f.py"
 FRAMES = (4, 8, 16, 32, 64)
 SIDE = 224
 CHUNK = 16
+BATCH, WARMUP = 4, 40  # clips and steps, as in the config
 #: Model, mode, and the line's style.
 LINES = {
     ("resnet50", "stored"): ("#CC6677", "-"),
@@ -54,10 +55,14 @@ def train(head: str, data: Path, folder: Path, epochs: int, steps_per_epoch: int
     if (folder / f"epoch_{epochs}.pth").is_file():
         print(f"{head}: finished before", flush=True)
         return
+    steps = epochs * steps_per_epoch
+    warmup = min(WARMUP, steps // 2)
     options = [
         f"model.temporal={head}",
         f"train_cfg.max_epochs={epochs}",
-        f"param_scheduler.1.end={epochs * steps_per_epoch}",
+        f"param_scheduler.0.end={warmup}",
+        f"param_scheduler.1.begin={warmup}",
+        f"param_scheduler.1.end={steps}",
         "default_hooks.logger.interval=10",
         "log_processor.window_size=10",
     ]
@@ -94,7 +99,7 @@ def training(heads: Sequence[str], digits: MovingDigits, epochs: int, work_dir: 
     runs = {}
     for head in heads:
         begin = time.perf_counter()
-        train(head, data, work_dir / head, epochs, digits.num_train // 8)
+        train(head, data, work_dir / head, epochs, digits.num_train // BATCH)
         print(f"{head}: {time.perf_counter() - begin:.0f} s", flush=True)
         runs[head] = read(work_dir / head)
     return {"clips": digits.num_train, "val_clips": digits.num_val, "epochs": epochs, "frames": 16, "side": 32, "runs": runs}
@@ -110,7 +115,12 @@ def memory_of(model: str, mode: str, frames: int, side: int) -> float:
         def loss(logits: Any) -> torch.Tensor:
             return classifier.losses(logits, labels)["level"]
 
-        return profile_training(classifier, clips, loss=loss, device="cuda").per_sample
+        report = profile_training(classifier, clips, loss=loss, device="cuda")
+        if frames <= CHUNK:
+            return report.per_sample
+        # Gradients of the parameters, which all chunks add to, count as temporaries until the last one is done.
+        weights = sum(param.nbytes for param in classifier.parameters())
+        return report.peak - report.categories["parameters"] - report.categories["buffers"] - weights
     settings = Settings(optimizer=None, device="cuda")
     return profile_subject(ClipSubject(model, frames), mode, 1, (side, side), settings).per_sample
 
@@ -181,11 +191,11 @@ def draw_memory(content: Mapping[str, Any], where: str, path: Path) -> Path:
         axes.plot(content["frames"], megabytes, style, color=colour, marker="o", markersize=4)
         text = f"{row['model']}, {_mode(row['mode'], content['chunk'])}"
         labels.append(Label(content["frames"][-1], megabytes[-1], text, colour, 8))
-    axes.set(xscale="log", yscale="log", xticks=content["frames"])
-    axes.set_xlim(content["frames"][0] * 0.9, content["frames"][-1] * 4)
+    axes.set(xscale="log", yscale="log", xlim=(content["frames"][0] * 0.9, content["frames"][-1] * 5))
     axes.set_xlabel("frames of the clip, T", color=QUIET)
     axes.set_ylabel("MB a clip", color=QUIET)
     plain_numbers(axes)
+    axes.set_xticks(content["frames"], [str(frames) for frames in content["frames"]])
     place_all_labels(figure, [labels])
     return save(figure, path)
 
@@ -196,7 +206,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=TEMPORAL, default=list(TEMPORAL))
     parser.add_argument("--clips", type=int, default=MovingDigits().num_train, help="to train on (default: %(default)s)")
     parser.add_argument("--val-clips", type=int, default=MovingDigits().num_val, help="to score (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=list(dict.fromkeys(model for model, _ in LINES)), help="of memory")
     parser.add_argument("--frames", nargs="+", type=int, default=list(FRAMES), help="of memory")
     parser.add_argument("--side", type=int, default=SIDE, help="of the pictures of memory, in pixels")

@@ -3,10 +3,10 @@ _base_ = "../_base_/clip_runtime.py"
 
 data_root = "data/moving_digits"
 frames = 16
-epochs = 4
-batch_size = 8
+epochs = 3
+batch_size = 4
 clips = 320
-warmup = 20  # steps
+warmup = 40  # steps
 outputs = dict(speed=dict(levels=4, kind="corn"))
 
 model = dict(
