@@ -11,6 +11,7 @@ stands beside it. A method that draws random numbers runs with several seeds. Ti
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -109,6 +110,13 @@ def measure_set(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, 
     }
 
 
+def known_sets(path: Path | None) -> dict[str, Any]:
+    """Sets that a JSON file has, by name."""
+    if path is None or not path.is_file():
+        return {}
+    return {content["set"]: content for content in json.loads(path.read_text()).get("sets", {}).get("sets", [])}
+
+
 def measure_time(counts: Sequence[int], variants: Sequence[str], limit: float) -> list[dict[str, Any]]:
     """Seconds against the number of votes: 4 classes, 10 votes an item, 100 votes a worker.
 
@@ -146,7 +154,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="runs of a random method")
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="votes to take the time of")
     parser.add_argument("--limit", type=float, default=20.0, help="a slower one does not get more votes, in seconds")
-    parser.add_argument("--json", type=Path, help="write the numbers here; parts that are not measured are kept")
+    parser.add_argument("--json", type=Path, help="write the numbers here; parts and sets that are not measured are kept")
     args = parser.parse_args()
     if "sets" in args.parts and args.votes is None:
         parser.error("--votes FOLDER is needed, or --parts time")
@@ -158,9 +166,14 @@ def main() -> None:
         folders = [folder for folder in folders if args.sets is None or folder.name in args.sets]
         if not folders:
             parser.error(f"{args.votes} has no folder with label.csv and truth.csv")
-        sets = [measure_set(folder, args.methods, args.seeds) for folder in folders]
-        results["sets"] = {"environment": env, "seeds": args.seeds, "sets": sets}
-        print(f"\n{sets_table(sets)}\n\n{goal_text(sets)}")
+        sets = known_sets(args.json)
+        for folder in folders:
+            sets[folder.name] = measure_set(folder, args.methods, args.seeds)
+            results["sets"] = {"environment": env, "seeds": args.seeds, "sets": [sets[name] for name in sorted(sets)]}
+            if args.json is not None:
+                update_json(args.json, results)
+        sets_now = [sets[folder.name] for folder in folders]
+        print(f"\n{sets_table(sets_now)}\n\n{goal_text(sets_now)}")
     if "time" in args.parts:
         rows = measure_time(args.counts, args.methods, args.limit)
         results["time"] = {"environment": env, "rows": rows}
