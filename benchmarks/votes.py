@@ -11,6 +11,7 @@ stands beside it. A method that draws random numbers runs with several seeds. Ti
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -109,20 +110,28 @@ def measure_set(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, 
     }
 
 
+def known_sets(path: Path | None) -> dict[str, Any]:
+    """Sets that a JSON file has, by name."""
+    if path is None or not path.is_file():
+        return {}
+    return {content["set"]: content for content in json.loads(path.read_text()).get("sets", {}).get("sets", [])}
+
+
 def measure_time(counts: Sequence[int], variants: Sequence[str], limit: float) -> list[dict[str, Any]]:
     """Seconds against the number of votes: 4 classes, 10 votes an item, 100 votes a worker.
 
-    A variant that took longer than ``limit`` seconds does not get the next number of votes.
+    A variant does not get a number of votes for which it would need more than ``limit`` seconds, if its time goes on growing
+    as it did from one number to the next.
     """
     rows: list[dict[str, Any]] = []
-    slow: set[str] = set()
+    expected: dict[str, float] = {}
     for count in counts:
         items = max(count // 10, 2)
         truth = np.random.default_rng(0).integers(0, 4, items)
         votes, _ = simulate_votes(truth, 4, 10, Crowd(workers=max(count // 100, 10)))
         for name in variants:
             method, settings = VARIANTS[name]
-            if name in slow:
+            if expected.get(name, 0.0) > limit:
                 continue
             begin = time.perf_counter()
             try:
@@ -132,8 +141,8 @@ def measure_time(counts: Sequence[int], variants: Sequence[str], limit: float) -
             seconds = time.perf_counter() - begin
             rows.append({"name": name, "votes": len(votes), "seconds": seconds})
             print(f"{len(votes):,} votes, {name}: {seconds:.2f} s", flush=True)
-            if seconds > limit:
-                slow.add(name)
+            before = [row["seconds"] for row in rows if row["name"] == name]
+            expected[name] = seconds * max(seconds / before[-2], 1.0) if len(before) > 1 else 0.0
     return rows
 
 
@@ -145,8 +154,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="runs of a random method")
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="votes to take the time of")
-    parser.add_argument("--limit", type=float, default=20.0, help="a slower one does not get more votes, in seconds")
-    parser.add_argument("--json", type=Path, help="write the numbers here; parts that are not measured are kept")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds that a method may be expected to take")
+    parser.add_argument("--json", type=Path, help="write the numbers here; parts and sets that are not measured are kept")
     args = parser.parse_args()
     if "sets" in args.parts and args.votes is None:
         parser.error("--votes FOLDER is needed, or --parts time")
@@ -158,9 +167,14 @@ def main() -> None:
         folders = [folder for folder in folders if args.sets is None or folder.name in args.sets]
         if not folders:
             parser.error(f"{args.votes} has no folder with label.csv and truth.csv")
-        sets = [measure_set(folder, args.methods, args.seeds) for folder in folders]
-        results["sets"] = {"environment": env, "seeds": args.seeds, "sets": sets}
-        print(f"\n{sets_table(sets)}\n\n{goal_text(sets)}")
+        sets = known_sets(args.json)
+        for folder in folders:
+            sets[folder.name] = measure_set(folder, args.methods, args.seeds)
+            results["sets"] = {"environment": env, "seeds": args.seeds, "sets": [sets[name] for name in sorted(sets)]}
+            if args.json is not None:
+                update_json(args.json, results)
+        sets_now = [sets[folder.name] for folder in folders]
+        print(f"\n{sets_table(sets_now)}\n\n{goal_text(sets_now)}")
     if "time" in args.parts:
         rows = measure_time(args.counts, args.methods, args.limit)
         results["time"] = {"environment": env, "rows": rows}

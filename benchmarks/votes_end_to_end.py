@@ -30,7 +30,7 @@ from revbifpn.votes.simulate import Crowd, simulate_votes
 
 CLASSES = 10
 CROWD = Crowd(workers=40, accuracy=0.6, concentration=4.0, spammers=0.2, hard_items=0.1)
-AGGREGATORS = ("majority", "dawid-skene", "one-coin", "k-rbm")
+AGGREGATORS = ("majority", "dawid-skene", "k-rbm")
 TRUE, SINGLE = "true labels", "single votes"
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=800, help="to train on; the others of 1,797 are for testing")
     parser.add_argument("--votes-per-item", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=AGGREGATORS)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
