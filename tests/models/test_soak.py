@@ -17,10 +17,10 @@ from revbifpn.models import VARIANTS, RevBiFPN
 from revbifpn.reversible import set_reversible
 
 #: (steps, steps before memory is looked at, pixels): in the default suite, and with --long.
-SHORT, LONG = (60, 20, 32), (500, 50, 64)
+SHORT, LONG = (40, 15, 32), (500, 50, 64)
 #: Bytes a step that resident memory may grow. In the long form one small tensor that is kept would be seen; pages that
 #: the allocator takes once and keeps count for more in the short form.
-SLOPE = {SHORT: 64 * 1024, LONG: 4 * 1024}
+SLOPE = {SHORT: 256 * 1024, LONG: 4 * 1024}
 
 
 def resident() -> int:
