@@ -100,7 +100,7 @@ def read_split(root: Path, name: str, annotations: Path | None = None, images: P
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or brackets without end
         raise DataError(f"{file} is no JSON file: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} is not in COCO's format: it holds a {type(content).__name__}, not an object")

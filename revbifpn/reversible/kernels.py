@@ -177,10 +177,21 @@ def batch_norm_backward(
     grad: Tensor, z: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`batch_norm` towards ``z``, ``gamma`` and ``beta``."""
+    grad = _laid_out_as(grad, z)
     result: tuple[Tensor, Tensor, Tensor] = _aten.native_batch_norm_backward.default(
         grad, z, gamma, None, None, mean, rstd, True, eps, [True, True, True]
     )
     return result
+
+
+def _laid_out_as(grad: Tensor, z: Tensor) -> Tensor:
+    """``grad`` with the strides of ``z``, if the two differ in dimensions of size 1 alone.
+
+    Such strides mean nothing, but torch chooses kernels by them, which differ in the last bits: in an image of one pixel,
+    whose gradient was computed in another way in stored mode, gradients of the exact mode would not be stored mode's.
+    """
+    same = all(ours == theirs or size == 1 for ours, theirs, size in zip(grad.stride(), z.stride(), z.shape, strict=True))
+    return grad.as_strided(z.shape, z.stride()) if same and grad.stride() != z.stride() else grad
 
 
 def upsample(x: Tensor, scale: float) -> Tensor:

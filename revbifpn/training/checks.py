@@ -49,6 +49,33 @@ def check_sections(cfg: Any, *names: str) -> None:
         raise ConfigError(f"{cfg.filename} has no {', no '.join(missing)}: is it meant to be the _base_ of another config?")
 
 
+_ONE = ("model", "train_cfg", "val_cfg", "test_cfg", "optim_wrapper", "env_cfg", "log_processor", "visualizer", "randomness")
+_OWN_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")  # MMEngine's
+_SEVERAL = ("param_scheduler", "val_evaluator", "test_evaluator")
+
+
+def check_kinds(cfg: Any) -> None:
+    """Check that settings that are dicts, or lists of dicts, are some, as far as a config has them.
+
+    Raises:
+        ConfigError: naming the first that is something else, or that is missing beside what goes with it.
+    """
+    for name in (*_ONE, *_SEVERAL, *LOADERS, "default_hooks", "custom_hooks"):
+        value = cfg.get(name)
+        one, several = name != "custom_hooks", name in (*_SEVERAL, "custom_hooks")
+        is_list = several and isinstance(value, (list, tuple)) and all(isinstance(entry, dict) for entry in value)
+        if value is not None and not is_list and not (one and isinstance(value, dict)):
+            kinds = " or ".join(["a dict"] * one + ["a list of dicts"] * several)
+            raise ConfigError(f"{cfg.filename}: {name} is {value!r}, it has to be {kinds}")
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        if not (isinstance(hook, dict) and hook) and not (hook is None and name in _OWN_HOOKS):
+            none = f"; None is for {', '.join(_OWN_HOOKS)}"
+            raise ConfigError(f"{cfg.filename}: default_hooks.{name} is {hook!r}, it has to be a dict with a type{none}")
+    for names in ([f"{split}_{part}" for part in ("dataloader", "cfg", "evaluator")] for split in ("val", "test")):
+        if 0 < len(missing := [name for name in names if cfg.get(name) is None]) < len(names):
+            raise ConfigError(f"{cfg.filename} has no {', no '.join(missing)}: {', '.join(names)} go together")
+
+
 def check_data(cfg: Any, *loaders: str) -> None:
     """Check that the data sets of the named dataloaders are on disk, and that images or clips fit each other and the model.
 

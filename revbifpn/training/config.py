@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 
 from revbifpn.datasets.image_folders import class_folders
 from revbifpn.reversible.budget import read_budget
-from revbifpn.training.checks import LOADERS, datasets, is_classification, names_timm_model, split_root
+from revbifpn.training.checks import LOADERS, check_kinds, datasets, is_classification, names_timm_model, split_root
 from revbifpn.training.config_files import SETTINGS, find_config, read_config
 from revbifpn.training.errors import ConfigError
 
@@ -81,12 +81,18 @@ def load_config(
         set_options(cfg, options)
     if not cfg.get("model"):
         raise ConfigError(f"{path} has no model: is it meant to be the _base_ of another config?")
+    check_kinds(cfg)
     if data is not None and names_timm_model(cfg):
         set_data_root(cfg, data)
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / path.stem)
+    if Path(cfg.work_dir).resolve() == path.resolve().parent:
+        raise ConfigError(
+            f"the work folder {Path(cfg.work_dir)} is that of {path}, which would be overwritten: the work folder gets a copy "
+            "of the config with all settings. Name another with --work-dir"
+        )
     return cfg
 
 

@@ -102,11 +102,12 @@ def _settings(node: ast.AST, outer: tuple[str, ...] = ()) -> Iterator[tuple[list
             yield from _settings(child, outer)
 
 
-def read_sources(path: Path) -> list[Source]:
+def read_sources(path: Path, within: tuple[Path, ...] = ()) -> list[Source]:
     """Return a Python config and the local files that it is based on, each after those that override it; others have none.
 
     Raises:
-        ConfigError: naming file and line of a syntax error, or of a ``_base_`` that does not exist.
+        ConfigError: naming file and line of a syntax error, or of a ``_base_`` that does not exist, or leads back to one of
+            the files ``within`` which it was named.
     """
     if path.suffix != ".py":
         return []
@@ -120,7 +121,9 @@ def read_sources(path: Path) -> list[Source]:
     for base, line in _bases(source):
         if not base.is_file():
             raise ConfigError(f"{path}:{line}: _base_ names a file that does not exist: {base}")
-        sources += read_sources(base)
+        if base.resolve() in (path.resolve(), *within):
+            raise ConfigError(f"{path}:{line}: _base_ leads in a circle: {base}")
+        sources += read_sources(base, (path.resolve(), *within))
     return sources
 
 
@@ -143,7 +146,7 @@ def read_config(path: Path) -> Config:
     sources = read_sources(path)
     try:
         return Config.fromfile(path)
-    except Exception as error:  # a config is a program: anything may come
+    except (Exception, SystemExit) as error:  # a config is a program: anything may come
         files = {source.path.resolve(): source.path for source in sources}
         lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
         inside = [f"{files[Path(name).resolve()]}:{line}" for name, line in lines if Path(name).resolve() in files]

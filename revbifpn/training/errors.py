@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from revbifpn.datasets.image_folders import DataError
 from revbifpn.models.checkpoints import CheckpointError
+from revbifpn.reversible.budget import BudgetError
 
 USER_ERROR = 2  # exit status, as argparse's for options that it does not know
 
@@ -24,14 +25,15 @@ class NonFiniteLossError(RuntimeError):
 def one_line_errors(tool: str, *others: type[Exception]) -> Iterator[None]:
     """End the program with one line on stderr and exit status 2 for what its user can mend.
 
-    Those are missing files and packages, and this project's own errors. Everything else keeps its traceback.
+    Those are files that are missing, or cannot be read or written, missing packages, and this project's own errors.
+    Everything else keeps its traceback.
 
     Args:
         tool: what the line begins with.
         others: further errors to treat so.
     """
-    own = (CheckpointError, DataError, ConfigError, NonFiniteLossError)
-    mendable: tuple[type[Exception], ...] = (FileNotFoundError, ImportError, *own, *others)
+    own = (BudgetError, CheckpointError, DataError, ConfigError, NonFiniteLossError)
+    mendable: tuple[type[Exception], ...] = (OSError, ImportError, *own, *others)
     try:
         yield
     except mendable as error:

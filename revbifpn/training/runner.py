@@ -74,7 +74,7 @@ def build_runner(cfg: Config) -> Runner:
             "--launcher pytorch: this process was not started by torch's launcher. Start it with "
             "python -m torch.distributed.run --nproc_per_node=N ..., or leave --launcher out"
         )
-    backends = cfg.get("visualizer", {}).get("vis_backends", [])
+    backends = (cfg.get("visualizer") or {}).get("vis_backends") or []
     if any(b["type"] == "TensorboardVisBackend" for b in backends) and importlib.util.find_spec("tensorboard") is None:
         print("tensorboard is not installed: no scalars for it (pip install tensorboard)", file=sys.stderr)
         cfg.visualizer.vis_backends = [b for b in backends if b["type"] != "TensorboardVisBackend"]

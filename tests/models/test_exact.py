@@ -37,3 +37,18 @@ def test_all_modes_give_the_same_bits(chunk: int, monkeypatch: pytest.MonkeyPatc
         found[mode] = gradients()
     for mode in ("stored", "budget"):
         assert all(torch.equal(a, b) for a, b in zip(found[mode], found["reversible"], strict=True)), mode
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_images_whose_coarsest_level_is_a_single_pixel(bf16: bool) -> None:
+    """There strides of more than one kind say the same, and kernels are chosen by them."""
+    torch.manual_seed(0)
+    model = RevBiFPN("s0", num_classes=6, drop_rate=0.0, drop_path_rate=0.0, exact=True).train()
+    images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
+    found = []
+    for reversible in (True, False):
+        set_reversible(model, reversible)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(map(torch.equal, *found))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import clean_state_dict
 from torch import Tensor
 
@@ -111,8 +112,15 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if not_tensors:
         raise CheckpointError(f"{path} is no state dict: {some(not_tensors)} hold no tensors")
+    odd = [str(key) for key, value in content.items() if not _is_plain(value)]
+    if odd:
+        raise CheckpointError(f"{path} has sparse, quantized or complex tensors, which no weights are: {some(odd)}")
     cleaned: dict[str, Tensor] = clean_state_dict({str(key): value for key, value in content.items()})
     return cleaned
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
 
 
 def _with_prefix(state_dict: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
