@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 from torch import nn
 
@@ -144,7 +145,7 @@ def _first_convolutions(model: nn.Module) -> set[int]:
 def _classifiers(model: nn.Module) -> set[int]:
     if isinstance(model, nn.Linear):
         return set()
-    heads = [owner.get_classifier() for owner in model.modules() if callable(getattr(owner, "get_classifier", None))]
+    heads = [cast(Any, owner).get_classifier() for owner in model.modules() if callable(getattr(owner, "get_classifier", None))]
     if heads:
         parts = [part for head in heads for part in (head if isinstance(head, tuple | list) else [head])]
         return {id(module) for part in parts if isinstance(part, nn.Module) for module in part.modules()}
