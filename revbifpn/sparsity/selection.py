@@ -145,7 +145,8 @@ def _first_convolutions(model: nn.Module) -> set[int]:
 def _classifiers(model: nn.Module) -> set[int]:
     if isinstance(model, nn.Linear):
         return set()
-    heads = [cast(Any, owner).get_classifier() for owner in model.modules() if callable(getattr(owner, "get_classifier", None))]
+    owners = [cast(Any, module) for module in model.modules() if callable(getattr(module, "get_classifier", None))]
+    heads = [owner.get_classifier() for owner in owners]
     if heads:
         parts = [part for head in heads for part in (head if isinstance(head, tuple | list) else [head])]
         return {id(module) for part in parts if isinstance(part, nn.Module) for module in part.modules()}
