@@ -147,7 +147,7 @@ def _demo(content: Any) -> str:
 
 
 _EXACT = "--plot docs/images/exact_reversal.png"
-_SPARSE = {"wide": " --images 4000", "memory": " --pictures docs/images"}
+_SPARSE = {"spdf": " --images 4000", "wide": " --images 3000", "memory": " --pictures docs/images"}
 _FASHION = Source("fashion_mnist.json", (), "python -m benchmarks.fashion_mnist", (("runs", "reversible", "environment"),))
 
 FIGURES = {
