@@ -85,7 +85,7 @@ def read_set(folder: Path) -> tuple[VoteTable, npt.NDArray[np.int64]]:
 def measure_set(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, Any]:
     """All variants on a set."""
     votes, truth = read_set(folder)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in variants:
         method, settings = VARIANTS[name]
         runs: list[dict[str, float | None]] = []

@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from revbifpn.votes.table import VoteError
 
-Content = pd.DataFrame | Mapping[str, Any]
+Content: TypeAlias = "pd.DataFrame | Mapping[str, Any]"
 
 
 def check_targets(targets: Sequence[Path], sources: Sequence[Path], overwrite: bool) -> None:
