@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="runs of a random method")
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="votes to take the time of")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds that a method may be expected to take")
+    parser.add_argument("--limit", type=float, default=90.0, help="seconds that a method may be expected to take")
     parser.add_argument("--json", type=Path, help="write the numbers here; parts and sets that are not measured are kept")
     args = parser.parse_args()
     if "sets" in args.parts and args.votes is None:

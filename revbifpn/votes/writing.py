@@ -12,7 +12,7 @@ import pandas as pd
 
 from revbifpn.votes.table import VoteError
 
-Content: TypeAlias = pd.DataFrame | Mapping[str, Any]
+Content: TypeAlias = "pd.DataFrame | Mapping[str, Any]"
 
 
 def check_targets(targets: Sequence[Path], sources: Sequence[Path], overwrite: bool) -> None:

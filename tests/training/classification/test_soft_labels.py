@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from revbifpn.training.classification import ClassificationDataset, DataError, ImageClassifier
 from tests.image_folders import CLASSES, NUM_TRAIN
+from tests.training.classification.conftest import MakeConfig, fresh_runner
 
 
 def write_soft_labels(folder: Path, names: str = "{name}/{index}.png", header: str = "image,red,blue,green") -> Path:
@@ -127,3 +128,23 @@ def test_mixup_mixes_probabilities_as_it_mixes_classes() -> None:
     torch.testing.assert_close(mixed[1][1], mixed[0][1])
     torch.testing.assert_close(mixed[0][1].sum(1), torch.ones(4))
     assert model(x, F.one_hot(hard, 3).float(), mode="loss")["loss"].isfinite()
+
+
+def test_the_runner_trains_on_them(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the config's line to the loss: each image of an epoch has its own probabilities, smoothed as classes are."""
+    seen: list[torch.Tensor] = []
+    plain = ImageClassifier._criterion_of
+
+    def watched(self: ImageClassifier, targets: torch.Tensor) -> torch.nn.Module:
+        seen.append(targets)
+        return plain(self, targets)
+
+    monkeypatch.setattr(ImageClassifier, "_criterion_of", watched)
+    settings = {"train_cfg.max_epochs": 1, "train_dataloader.dataset.soft_labels": str(write_soft_labels(tmp_path))}
+    fresh_runner(make_config(**settings)).train()
+    expected = (
+        torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]]).repeat_interleave(NUM_TRAIN, 0) * 0.9 + 0.1 / 3
+    )
+    found = torch.cat(seen)
+    torch.testing.assert_close(found.sort(0).values, expected.sort(0).values)
+    assert found.unique(dim=0).shape == (3, 3)
