@@ -91,14 +91,21 @@ def test_half_precision_images_of_a_float32_model(dtype: torch.dtype) -> None:
         assert torch.equal(a, b)
 
 
-def test_ordinary_reversal_would_be_off() -> None:
-    """What the automatic mode is for; if this fails, it is not needed any more."""
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.06), (torch.float16, 0.04)])
+def test_ordinary_reversal_is_off_within_bounds(dtype: torch.dtype, most: float) -> None:
+    """What the automatic mode is for; if nothing is off any more, it is not needed.
+
+    Roundings to half precision flip where rebuilt activations differ. The bound is of all gradients together: 0.022 and 0.013
+    were measured.
+    """
     model = set_exact(classifier(), False)
     stored = set_reversible(copy.deepcopy(model), False)
+    scale = 2.0**12 if dtype == torch.float16 else 1.0
     with pytest.warns(ReversalPrecisionWarning):
-        ours = step(model, torch.bfloat16, images())
-    theirs = step(stored, torch.bfloat16, images())
-    assert max((a - b).norm() / b.norm() for a, b in zip(ours, theirs, strict=True)) > 1e-3
+        ours = step(model, dtype, images(), scale)
+    theirs = step(stored, dtype, images(), scale)
+    together = [torch.cat([grad.flatten() for grad in grads]) for grads in (ours, theirs)]
+    assert 1e-3 < (together[0] - together[1]).norm() / together[1].norm() < most
 
 
 def train(model: nn.Module, steps: int, first_scale: float) -> tuple[list[Tensor], list[float]]:

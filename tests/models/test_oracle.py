@@ -11,6 +11,7 @@ from torch import Tensor
 
 from revbifpn import RevBiFPN, convert_checkpoint, set_reversible
 from tests.oracle import expected, image, reference_state_dict
+from tests.reversible.common import parameter_gradients, worst_error
 
 # Values of order one, float32, other kernels and another order of sums than the oracle's: rtol 1e-4; near zero 1e-5.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -90,16 +91,15 @@ def test_running_variances_by_their_definition() -> None:
 
 @pytest.mark.parametrize("name", ["s0", "s1", "s2", "s3"])
 def test_gradients_of_both_modes_agree(name: str) -> None:
-    """Float32 rounding in rebuilt activations: the relative error over all parameters stays below 1e-4 (3e-6 measured)."""
+    """Float32 rounding in rebuilt activations, of each parameter by itself: 3e-5 of its norm at most were measured."""
     model = RevBiFPN(name, drop_rate=0.0, drop_path_rate=0.1).train()
     stored = set_reversible(copy.deepcopy(model), False)
     x = image(2, 64, 96)
-    grads = []
     for m in (model, stored):
         torch.manual_seed(1)
         F.cross_entropy(m(x), torch.tensor([3, 777])).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]))
-    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[1].norm()
+    error, parameter = worst_error(parameter_gradients(model), parameter_gradients(stored))
+    assert error < 3e-4, parameter
     for a, b in zip(model.buffers(), stored.buffers(), strict=True):
         assert torch.equal(a, b)
 

@@ -102,10 +102,35 @@ def test_hooks_on_parameters_and_tensors_fire_once() -> None:
         param.register_hook(lambda grad, name=name: calls.append(name))
     x = streams()[0].requires_grad_()
     x.register_hook(lambda grad: calls.append("x"))
-    outputs = model(x)
-    outputs[0].register_hook(lambda grad: grad * 2)
-    loss_of(outputs).backward()
+    loss_of(model(x)).backward()
     assert sorted(calls) == sorted([*(n for n, _ in model.named_parameters()), "x"])
+
+
+def test_what_hooks_make_of_gradients_is_what_counts() -> None:
+    """Hooks on the outputs, which change everything behind them, on a parameter and on the input, which change these."""
+    reversible, stored = both(pyramid().double())
+    results = []
+    for model, hooked in ((reversible, True), (stored, True), (stored, False)):
+        model.zero_grad()
+        x = streams(dtype=torch.float64)[0].requires_grad_()
+        outputs = model(x)
+        handles = [
+            tensor.register_hook(lambda grad, factor=factor: grad * factor)
+            for tensor, factor in (
+                (outputs[0], -2.0),
+                (outputs[1], 1.5),
+                (next(model.parameters()), 3.0),
+                (x, 5.0),
+            )
+            if hooked
+        ]
+        loss_of(outputs).backward()
+        results.append([x.grad, *(p.grad for p in model.parameters())])
+        for handle in handles:
+            handle.remove()
+    ours, theirs, without = results
+    assert_same_gradients(ours, theirs, **F64)
+    assert all(not torch.allclose(a, b) for a, b in zip(ours, without, strict=True))  # type: ignore[arg-type]
 
 
 def test_parameter_hooks_fire_from_the_last_layer_to_the_first() -> None:

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from revbifpn.reversible import (
     ExactReversalWarning,
+    RevBlock,
     ReversalPrecisionWarning,
     ReversibleSequential,
     RevSilo,
+    StreamWise,
     set_exact,
     set_reversible,
 )
 from revbifpn.reversible.exact import exact_limit, round_to_grid
 
-from .common import Edge, gradients, loss_of, pyramid, silo, streams
+from .common import CHANNELS, Edge, gradients, loss_of, pyramid, silo, streams
 
 
 def autocast(enabled: bool) -> AbstractContextManager[object]:
@@ -47,11 +49,21 @@ def test_gradients_are_bit_identical_to_stored_mode(bf16: bool, dropout: float) 
     assert_bit_identical(pyramid(exact=True, norm=True, dropout=dropout).train(), streams(size=16), bf16)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_default_mode_is_not_bit_identical(bf16: bool) -> None:
-    """What exact mode is for; if this fails, it is not needed any more."""
-    with pytest.raises(AssertionError):
-        assert_bit_identical(pyramid(norm=True).train(), streams(size=16), bf16)
+@pytest.mark.parametrize(("bf16", "least", "most"), [(False, 0.0, 1e-4), (True, 1e-4, 0.1)])
+def test_default_mode_is_near_and_not_bit_identical(bf16: bool, least: float, most: float) -> None:
+    """Bounds of ordinary reversal's error, of all gradients together; if nothing is off, exact mode is not needed any more.
+
+    Rounding of float32 is 1e-7; that of bfloat16, which goes the other way here and there, 4e-3.
+    """
+    torch.manual_seed(0)
+    model = ReversibleSequential(*(silo(2, 2, norm=True) for _ in range(20)), exact=False).train()
+    stored = set_reversible(copy.deepcopy(model), False)
+    x = streams(2, batch=8, size=32)  # many values: few lie so near to where bfloat16 rounds the other way
+    with warnings.catch_warnings(), autocast(bf16):
+        warnings.simplefilter("ignore", ReversalPrecisionWarning)
+        found = [gradients(m, x) for m in (model, stored)]
+    ours, theirs = (torch.cat([grad.flatten() for grad in (*inputs, *params)]) for inputs, params in found)  # type: ignore[union-attr]
+    assert least < (ours - theirs).norm() / theirs.norm() < most
 
 
 def test_half_precision_without_exact_mode_is_reported_once() -> None:
@@ -148,6 +160,58 @@ def test_leaving_the_range_is_reported_once_with_stream_and_magnitude() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradients(model, large)
+
+
+class Far(nn.Module):
+    """An edge that takes its target out of the range of sums that are exact, or back into it."""
+
+    def __init__(self, edge: nn.Module, distance: float) -> None:
+        super().__init__()
+        self.edge, self.distance = edge, distance
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.edge(x) + self.distance
+        return value
+
+
+def chain_with_an_excursion(where: str) -> ReversibleSequential:
+    """A stream leaves the range and comes back within one layer, so that no layer hands on what is out of range."""
+    torch.manual_seed(0)
+    away = 3 * exact_limit(torch.float32, 13)
+    if where == "silo":
+        layer: nn.Module = RevSilo(
+            down={(0, 1): Far(Edge(0, 1), away), (0, 2): Edge(0, 2), (1, 2): Edge(1, 2)},
+            up={(1, 0): Edge(1, 0), (2, 0): Edge(2, 0), (2, 1): Far(Edge(2, 1), -away)},
+        )
+        return ReversibleSequential(silo(3, 3), layer, silo(3, 3), exact=True)
+
+    def half(distance: float) -> nn.Module:
+        return Far(Edge(0, 0, channels=(CHANNELS[1] // 2,)), distance)
+
+    layer = StreamWise([[], [RevBlock(half(0), half(0)), RevBlock(half(away), half(0)), RevBlock(half(-away), half(0))]])
+    # No other stream reads this one before the excursion: what was lost shows nowhere but in its own blocks' gradients.
+    return ReversibleSequential(RevSilo({(0, 1): Edge(0, 1)}, {}, num_inputs=1), layer, silo(2, 2), exact=True)
+
+
+UNSEEN = pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="no check looks at the rebuilt values of a stream that a layer created"
+)
+
+
+@pytest.mark.parametrize("where", ["silo", pytest.param("blocks-on-a-created-stream", marks=UNSEEN)])
+def test_leaving_the_range_inside_a_layer_is_reported(where: str) -> None:
+    model = chain_with_an_excursion(where)
+    stored = set_reversible(copy.deepcopy(model), False)
+    x = streams(len(model[0].wiring().inputs))
+    with torch.no_grad():
+        after_each = [model[: count + 1](*x) for count in range(len(model))]
+    assert all(stream.abs().max() < exact_limit(torch.float32, 13) for outputs in after_each for stream in outputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (_, ours), (_, theirs) = gradients(model, x), gradients(stored, x)
+    assert not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+    if ExactReversalWarning not in {warning.category for warning in caught}:
+        pytest.fail("gradients differ, and nothing was reported")
 
 
 def test_edges_that_return_other_values_in_backward_are_reported() -> None:
