@@ -25,7 +25,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
-import torch.nn.modules._functions as norm_functions
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -36,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from revbifpn.models import VARIANTS, RevBiFPNPyramid, Variant
 from revbifpn.reversible import ExactReversalWarning, set_reversible
 from revbifpn.reversible.additive import AdditiveLayer
+from tests.distributed._norm_kernels import forward_on_cpu, register_on_cpu
 
 TOLERANCE = 1e-12
 BATCH = 4  # of the two processes together
@@ -302,84 +302,31 @@ def statistics(model: nn.Module) -> Tensors:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
-class SyncedNorm(torch.autograd.Function):
-    """What ``torch.nn.SyncBatchNorm`` computes, on CPU: torch has the kernels of its function for GPUs only.
-
-    Takes that function's arguments and gathers as that one does over gloo.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        eps: float,
-        momentum: float,
-        group: dist.ProcessGroup,
-        world_size: int,
-    ) -> Tensor:
-        mine = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-        everyones = [torch.empty_like(mine) for _ in range(world_size)]
-        norm_functions.dist.all_gather(everyones, mine, group, async_op=False)
-        sums = torch.stack(everyones).sum(0)
-        count = world_size * x.numel() // x.shape[1]
-        mean = sums[0] / count
-        var = sums[1] / count - mean.square()
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * count / (count - 1), momentum)
-        scale = torch.rsqrt(var + eps)
-        normed = (x - _channels(mean)) * _channels(scale)
-        ctx.save_for_backward(normed, weight, scale)
-        ctx.group, ctx.count = group, count
-        return normed * _channels(weight) + _channels(bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        normed, weight, scale = ctx.saved_tensors
-        grad_bias, grad_weight = grad.sum((0, 2, 3)), (grad * normed).sum((0, 2, 3))
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums, group=ctx.group)
-        centred = grad - (_channels(sums[0]) + normed * _channels(sums[1])) / ctx.count
-        return (centred * _channels(weight * scale), grad_weight, grad_bias, *[None] * 6)
-
-
-def _channels(value: Tensor) -> Tensor:
-    return value.view(1, -1, 1, 1)
-
-
-_forward_on_gpu = nn.SyncBatchNorm.forward
-
-
-def _forward_on_cpu(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
-    """SyncBatchNorm takes tensors on GPUs and on the device that a plug-in has registered: let that be the CPU."""
-    with mock.patch("torch._C._get_privateuse1_backend_name", return_value="cpu"):
-        return _forward_on_gpu(norm, x)
-
-
 @case
 def sync_batch_norm() -> None:
-    """With SyncBatchNorm, two processes in reversible mode do what one does with BatchNorm on the joined batch."""
+    """With SyncBatchNorm, two processes in reversible mode do what one does with BatchNorm on the joined batch.
+
+    Their shares differ, so that each process's statistics count by the number of its values.
+    """
     model = make_model(train_norms=True)
     single, alone, batch = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model), make_batch(1)
+    share = batch[:3] if dist.get_rank() == 0 else batch[3:]
+    of_mean = dist.get_world_size() * len(share) / len(batch)  # DDP's mean over processes is then the mean over images
     loss_of(single(batch)).backward()
-    loss_of(alone(half(batch))).backward()
+    (loss_of(alone(share)) * of_mean).backward()
     ddp = DistributedDataParallel(model)  # before the conversion: on CPU it refuses models with SyncBatchNorm
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     num_norms = sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
+    kernels = register_on_cpu()
     with (
-        mock.patch("torch.nn.modules.batchnorm.sync_batch_norm", SyncedNorm),
-        mock.patch.object(nn.SyncBatchNorm, "forward", _forward_on_cpu),
+        mock.patch.object(nn.SyncBatchNorm, "forward", forward_on_cpu),
         mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gather,
     ):
-        loss = loss_of(ddp(half(batch)))
+        loss = loss_of(ddp(share)) * of_mean
         assert gather.call_count == num_norms > 0
         loss.backward()
         assert gather.call_count == num_norms  # the replay gathers nothing
+    del kernels
     counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
     assert counts == {1}
     # Batch norm's gradient is a difference of sums over the batch, which costs it a digit or two.
