@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from tests.image_folders import make_image_folder
 
 ROOT = Path(__file__).parents[1]
 DEMO_CONFIG = ROOT / "configs" / "demo" / "mask-rcnn_revbifpn-s0_hrfpn_demo-digits.py"
+
+RunTool = Callable[..., int]
 
 # The tensors here are small: more threads than this spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -64,3 +68,29 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_folder(tmp_path: Path) -> Path:
     """An image folder that the test may spoil."""
     return make_image_folder(tmp_path / "data")
+
+
+def forget_runs() -> None:
+    """MMEngine keeps its log, scalars and scope in global objects: the next Runner shares nothing with those before it."""
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    for kind in (Visualizer, MMLogger, MessageHub, DefaultScope):
+        kind._instance_dict.clear()
+
+
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch) -> RunTool:
+    """``run_tool(name, *arguments)``: the exit status of a tool, run in this process, since starting one takes seconds."""
+
+    def run(name: str, *arguments: object) -> int:
+        forget_runs()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run

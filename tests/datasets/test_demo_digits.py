@@ -1,4 +1,4 @@
-"""The demo's semi-synthetic data set: exact, reproducible, nothing in both splits; and its pictures."""
+"""The demo's semi-synthetic data set: exact, reproducible, nothing in both splits."""
 
 from __future__ import annotations
 
@@ -113,24 +113,3 @@ def test_tool_says_what_was_wrong(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "multiple of 32" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_predictions_are_drawn_over_the_images(tiny_config: Path, tmp_path: Path) -> None:
-    """An untrained detector, threshold 0: boxes and masks are drawn, the contact sheet holds all images."""
-    from mmdet.registry import MODELS
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    from revbifpn.training.detection.drawing import contact_sheet, draw_predictions
-
-    init_default_scope("mmdet")
-    cfg = Config.fromfile(tiny_config)
-    model = MODELS.build(cfg.model).eval()
-    model.cfg = cfg
-    model.dataset_meta = {"classes": ("0", "1", "2", "4", "7"), "palette": [(255, 0, 0)] * 5}
-    files = draw_predictions(cfg, model, tmp_path / "images", count=2, score_threshold=0.0)
-    assert len(files) == 2
-    contact_sheet(files, tmp_path / "predictions.png")
-    with Image.open(tmp_path / "predictions.png") as sheet, Image.open(files[0]) as first:
-        assert sheet.size[0] > sheet.size[1]  # side by side
-        assert len(set(first.convert("RGB").getdata())) > 100

@@ -1,4 +1,5 @@
-"""What each of two processes does in ``test_non_finite_loss.py``: DDP with accumulated gradients, and losses that are NaN."""
+"""What each of two processes does in ``test_non_finite_loss.py``: DDP with accumulated gradients, and losses that are
+NaN in the first process and infinite in the second."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def main() -> None:
     finite = [step not in bad[int(rank)] for step in range(STEPS)]
     model = Regression()
     ddp = MMDistributedDataParallel(model)
-    train(ddp, OptimWrapper(sgd(model), accumulative_counts=COUNT), spoil(shares[int(rank)], finite))
+    loss = "nan" if rank == "0" else "inf"
+    train(ddp, OptimWrapper(sgd(model), accumulative_counts=COUNT), spoil(shares[int(rank)], finite, loss))
 
     # One process with the joined batches: the loss is a mean over images, so its gradient is the mean of both processes'.
     any_bad = {step for steps in bad for step in steps}

@@ -1,4 +1,4 @@
-"""A loss that is NaN in one of two processes: both leave the same batches out, and keep the same weights."""
+"""A loss that is NaN or infinite in one of two processes: both leave the same batches out, and keep the same weights."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
@@ -44,8 +46,12 @@ def batches(steps: int = STEPS, seed: int = 0) -> Tensor:
     return torch.randn(steps, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def spoil(inputs: Tensor, finite: Sequence[bool]) -> Tensor:
-    return torch.stack([batch if good else batch * float("nan") for batch, good in zip(inputs, finite, strict=True)])
+#: What a batch is multiplied by for its loss to be NaN or infinite.
+SPOILS = {"nan": float("nan"), "inf": 1e200}
+
+
+def spoil(inputs: Tensor, finite: Sequence[bool], loss: str = "nan") -> Tensor:
+    return torch.stack([batch if good else batch * SPOILS[loss] for batch, good in zip(inputs, finite, strict=True)])
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -101,13 +107,16 @@ def test_every_pattern_of_skipped_batches(kind: str, clip: bool, scaled: Callabl
         torch.testing.assert_close(model.weight.detach(), expected(inputs, finite, clip), rtol=0, atol=TOLERANCE)
 
 
-def test_without_accumulation_a_skipped_step_is_none() -> None:
+@pytest.mark.parametrize("loss", SPOILS)
+def test_without_accumulation_a_skipped_step_is_none(loss: str, caplog: pytest.LogCaptureFixture) -> None:
     inputs = batches()
     finite = [step not in (2, 5) for step in range(STEPS)]
     with_bad, without = Regression(), Regression()
-    train(with_bad, OptimWrapper(sgd(with_bad)), spoil(inputs, finite))
+    train(with_bad, OptimWrapper(sgd(with_bad)), spoil(inputs, finite, loss))
     train(without, OptimWrapper(sgd(without)), inputs[torch.tensor(finite)])
     assert torch.equal(with_bad.weight, without.weight)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(":")[0] for text in said] == [f"loss is {loss} at step {step}" for step in (3, 6)]
 
 
 def test_accumulation_in_a_wrapper_whose_gradients_are_out_of_reach_is_refused() -> None:
@@ -122,8 +131,42 @@ def test_accumulation_in_a_wrapper_whose_gradients_are_out_of_reach_is_refused()
         NonFiniteLossHook("skip").before_train(runner)
 
 
-def runner_with_bad_step(config: Path, work_dir: Path, action: str, bad_steps: tuple[int, ...]) -> Runner:
-    """A Runner whose images are NaN at some steps."""
+def state_of(runner: Runner) -> dict[str, Any]:
+    """A copy of weights, statistics and the optimizer's state."""
+    optimizer: Any = runner.optim_wrapper.optimizer
+    return copy.deepcopy(
+        {
+            "weights": dict(runner.model.named_parameters()),
+            "statistics": dict(runner.model.named_buffers()),
+            "optimizer": optimizer.state_dict()["state"],
+        }
+    )
+
+
+class States(Hook):
+    """Keeps the state before each step and at the end of the training."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.states.append(state_of(runner))
+
+    def after_train(self, runner: Runner) -> None:
+        self.states.append(state_of(runner))
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(value, theirs[key]) for key, value in ours.items())
+    return torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+def runner_with_bad_step(config: Path, work_dir: Path, action: str, bad_steps: tuple[int, ...]) -> tuple[Runner, States]:
+    """A Runner whose images are NaN at some steps, and the states between its steps."""
     cfg = Config.fromfile(config)
     cfg.launcher, cfg.work_dir = "none", str(work_dir)
     cfg.train_cfg.update(max_iters=4, val_interval=100)
@@ -139,19 +182,30 @@ def runner_with_bad_step(config: Path, work_dir: Path, action: str, bad_steps: t
         return data
 
     runner.model.data_preprocessor.forward = spoiled
-    return runner
+    states = States()
+    runner.register_hook(states)
+    return runner, states
 
 
 def test_non_finite_loss_stops_with_the_step(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "stop", (3,))
-    with pytest.raises(NonFiniteLossError, match="loss is nan at step 3: training stopped"):
+    runner, kept = runner_with_bad_step(tiny_config, tmp_path / "work", "stop", (3,))
+    with pytest.raises(NonFiniteLossError, match="loss is nan at step 3: training stopped, the weights are those of the step"):
         runner.train()
-    assert all(p.isfinite().all() for p in runner.model.parameters())
+    first, second, third = kept.states
+    left = state_of(runner)
+    for part in ("weights", "optimizer"):
+        assert same(left[part], third[part])
+        assert not same(third[part], second[part])
+    assert not same(first["weights"], second["weights"])
 
 
 def test_non_finite_loss_skips_the_step_and_nothing_else(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (2,))
+    runner, kept = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (2,))
     runner.train()
+    assert len(kept.states) == 5
+    for part in ("weights", "statistics", "optimizer"):
+        unchanged = [same(before[part], after[part]) for before, after in itertools.pairwise(kept.states)]
+        assert unchanged == [False, True, False, False], part
     assert all(tensor.isfinite().all() for tensor in runner.model.state_dict().values())
     counts = {int(b) for n, b in runner.model.backbone.named_buffers() if n.endswith("num_batches_tracked")}
     assert counts == {3}  # four steps, one of them skipped
@@ -160,7 +214,7 @@ def test_non_finite_loss_skips_the_step_and_nothing_else(tiny_config: Path, tmp_
 
 
 def test_skipping_on_and_on_stops(tiny_config: Path, tmp_path: Path) -> None:
-    runner = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (1, 2, 3, 4))
+    runner, _ = runner_with_bad_step(tiny_config, tmp_path / "work", "skip", (1, 2, 3, 4))
     with pytest.raises(NonFiniteLossError, match="loss is nan at step 3, and 2 steps before it were skipped"):
         runner.train()
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from revbifpn.training.runner import build_runner
+from tests.conftest import ROOT, RunTool, forget_runs
 
-ROOT = Path(__file__).parents[3]
 MakeConfig = Callable[..., Config]
 Refusal = Callable[..., str]
 
@@ -93,9 +88,8 @@ def write_config(path: Path, data: Path, work_dir: Path, model: str = "test_resn
 
 
 def fresh_runner(cfg: Config) -> Runner:
-    """A Runner that shares nothing with those before it: MMEngine keeps its log, scalars and scope in global objects."""
-    for kind in (Visualizer, MMLogger, MessageHub, DefaultScope):
-        kind._instance_dict.clear()
+    """A Runner that shares nothing with those before it."""
+    forget_runs()
     return build_runner(cfg)
 
 
@@ -113,18 +107,12 @@ def make_config(image_folder: Path, tmp_path: Path) -> MakeConfig:
 
 
 @pytest.fixture
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2.
+def refusal(run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """``refusal(tool, *arguments)``: the one line that a tool says on its way out, with exit status 2."""
 
-    It runs in this process, since starting one takes seconds.
-    """
-
-    def run_tool(tool: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+    def run(tool: str, *arguments: object) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-        assert stop.value.code == 2
+        assert run_tool(tool, *arguments) == 2
         return capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
 
-    return run_tool
+    return run

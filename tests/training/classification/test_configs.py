@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS
 
 import revbifpn.training.classification
 import revbifpn.training.hooks  # noqa: F401
 from revbifpn.models.variants import VARIANTS
-from tests.training.classification.conftest import ROOT
+from tests.conftest import ROOT
 
 IN1K = sorted((ROOT / "configs/imagenet").glob("*.py"))
 OTHERS = sorted([*(ROOT / "configs/finetune").glob("revbifpn-*.py"), *(ROOT / "configs/fashion_mnist").glob("*.py")])
@@ -39,13 +40,29 @@ def test_imagenet_recipe_has_the_variants_image_size(path: Path) -> None:
     assert "recipe is not known" in path.read_text()  # said in the file itself
 
 
-@pytest.mark.parametrize("path", [IN1K[0], *OTHERS], ids=names)
+@pytest.mark.parametrize("path", [*IN1K, *OTHERS], ids=names)
+def test_validation_in_two_processes_takes_every_image_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the samplers that the recipe names: of an odd number of images none is taken twice, as padding would."""
+    cfg = Config.fromfile(path)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        seen: list[int] = []
+        for rank in range(2):
+            monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
+            seen += DATA_SAMPLERS.build(loader.sampler, default_args=dict(dataset=range(9)))
+        assert sorted(seen) == list(range(9))
+
+
+@pytest.mark.parametrize("path", [*IN1K, *OTHERS], ids=names)
 def test_recipe_builds(path: Path, image_folder: Path) -> None:
     """Model, data and transforms, optimizer and schedule, on the tiny folder."""
     cfg = Config.fromfile(path)
     cfg.model.update(num_classes=3, checkpoint=None)
-    model: Any = MODELS.build(cfg.model)
+    with torch.device("meta"):
+        model: Any = MODELS.build(cfg.model)
     optim = build_optim_wrapper(model, cfg.optim_wrapper)
+    trained = [param for group in optim.param_groups for param in group["params"]]
+    assert {id(param) for param in trained} == {id(param) for param in model.parameters() if param.requires_grad}
+    assert f"revbifpn_{model.backbone.variant.name}" == cfg.model.name
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.update(root=str(image_folder), num_classes=3)
         data: Any = DATASETS.build(loader.dataset)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
 from revbifpn.training.classification import (
@@ -153,16 +152,6 @@ def test_missing_split_is_not_read_from_the_root(image_folder: Path, tmp_path: P
 def test_unknown_action_is_named(image_folder: Path) -> None:
     with pytest.raises(ValueError, match="on_error must be 'stop' or 'skip', got 'ignore'"):
         dataset(image_folder, on_error="ignore")
-
-
-def test_validation_sampler_gives_every_image_once(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = dataset(image_folder, "val")
-    seen = []
-    for rank in range(2):
-        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
-        seen.append(list(DefaultSampler(data, shuffle=False, round_up=False)))
-    assert len(seen[0]) != len(seen[1])
-    assert sorted(seen[0] + seen[1]) == list(range(len(data)))
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from revbifpn.training.config_files import CONFIGS, find_config, named_build_errors, read_config, read_sources
 from revbifpn.training.errors import ConfigError
-from tests.training.classification.conftest import ROOT, Refusal, write_config
+from tests.conftest import ROOT
+from tests.training.classification.conftest import Refusal, write_config
 
 # What stands in line 3 of a config that is based on a good one -> what is said, after file and line.
 UNREADABLE = {

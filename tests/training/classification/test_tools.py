@@ -15,8 +15,9 @@ import timm
 import torch
 
 from revbifpn.models.published_weights import PUBLISHED
+from tests.conftest import ROOT, RunTool
 from tests.oracle import reference_state_dict
-from tests.training.classification.conftest import ROOT, Refusal, write_config
+from tests.training.classification.conftest import Refusal, write_config
 
 WITHOUT_MMCV = """
 import runpy, sys
@@ -63,6 +64,26 @@ def test_train_then_test_without_mmcv(config: Path, tmp_path: Path) -> None:
     assert "epoch_1.pth of --resume does not fit the model" in other.stderr
     assert "Traceback" not in other.stderr
     assert "Epoch(train)" not in other.stdout
+
+
+def test_resuming_passes_over_a_damaged_checkpoint(
+    config: Path, tmp_path: Path, run_tool: RunTool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on from the one before, and ends with the weights of a training that nothing happened to."""
+    assert run_tool("train.py", config) == 0
+    first, last = (tmp_path / f"work/epoch_{epoch}.pth" for epoch in (1, 2))
+    undamaged = torch.load(last, weights_only=False)["state_dict"]
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    last.write_bytes(content)
+    capsys.readouterr()
+    assert run_tool("train.py", config, "--resume") == 0
+    said = capsys.readouterr().err
+    assert f"refused: {last} is damaged" in said
+    assert f"going on from {first}" in said
+    again = torch.load(last, weights_only=False)["state_dict"]
+    assert again.keys() == undamaged.keys()
+    assert all(torch.equal(value, undamaged[key]) for key, value in again.items())
 
 
 def test_faults_are_named_before_the_first_step(

@@ -156,6 +156,25 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(make_config: MakeC
         torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-5 * float(moved))
 
 
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_gradients_are_clipped_to_their_norm(make_config: MakeConfig, max_norm: float) -> None:
+    """Of all parameters together. A step of plain SGD goes as far as the learning rate times the clipped norm."""
+    lr = 0.1
+    cfg = make_config("revbifpn_s0")
+    cfg.train_dataloader.batch_size = 12  # all images: one step
+    cfg.train_cfg.max_epochs = 1
+    cfg.optim_wrapper.update(optimizer=dict(opt="momentum", lr=lr, momentum=0.0), clip_grad=dict(max_norm=max_norm))
+    cfg.custom_hooks, cfg.param_scheduler = [], []
+    runner = fresh_runner(cfg)
+    before = [param.detach().clone() for param in runner.model.parameters()]
+    runner.train()
+    after = [param.detach() for param in runner.model.parameters()]
+    moved = float(torch.cat([(a - b).flatten().double() for a, b in zip(after, before, strict=True)]).norm())
+    (norm,) = [record["grad_norm"] for record in scalars(cfg.work_dir) if "grad_norm" in record]
+    assert norm > 0.1
+    assert moved == pytest.approx(lr * min(max_norm, norm), rel=1e-3)  # weights near one take steps in multiples of 1e-7
+
+
 def test_amp_on_a_cpu_trains_in_bfloat16(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = make_config(**{"train_cfg.max_epochs": 1})

@@ -1,18 +1,9 @@
-"""Command lines of detection, run in this process: starting one takes seconds."""
+"""A config for own data, and options with which it trains on a CPU in seconds."""
 
 from __future__ import annotations
 
-import runpy
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from tests.conftest import ROOT
 
-import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
-
-ROOT = Path(__file__).parents[3]
 FINETUNE = ROOT / "configs/finetune/mask-rcnn_revbifpn-s0_finetune.py"
 
 #: On a CPU in seconds.
@@ -29,22 +20,3 @@ SMALL = (
         for option in ("num_workers=0", "persistent_workers=False", "batch_size=2")
     ),
 )
-
-RunTool = Callable[..., int]
-
-
-@pytest.fixture
-def run_tool(monkeypatch: pytest.MonkeyPatch) -> RunTool:
-    """``run_tool(name, *arguments)``: the exit status of a tool; nothing is shared with those that ran before."""
-
-    def run(name: str, *arguments: object) -> int:
-        for kind in (Visualizer, MMLogger, MessageHub, DefaultScope):
-            kind._instance_dict.clear()
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        try:
-            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return run

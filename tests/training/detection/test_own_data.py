@@ -23,8 +23,9 @@ from revbifpn.training.config import load_config, set_from_scratch
 from revbifpn.training.detection.checkpoint import DetectorCheckpoint
 from revbifpn.training.detection.own_data import OwnData, use_for_testing, use_for_training
 from revbifpn.training.errors import ConfigError
+from tests.conftest import ROOT, RunTool
 from tests.datasets import coco
-from tests.training.detection.conftest import FINETUNE, ROOT, RunTool
+from tests.training.detection.conftest import FINETUNE
 
 
 @pytest.fixture

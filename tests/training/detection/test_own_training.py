@@ -14,7 +14,8 @@ import torch
 from mmdet.apis import DetInferencer
 from pycocotools.coco import COCO
 
-from tests.training.detection.conftest import FINETUNE, ROOT, SMALL, RunTool
+from tests.conftest import ROOT, RunTool
+from tests.training.detection.conftest import FINETUNE, SMALL
 
 CLASSES = ["0", "1", "2", "4", "7"]
 

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from revbifpn.training.detection.drawing import contact_sheet, draw_picture, draw_predictions
 from revbifpn.training.detection.predict import load_detector
-from tests.training.detection.conftest import ROOT, RunTool
+from tests.conftest import ROOT, RunTool
 
 
 @pytest.fixture
@@ -158,10 +158,27 @@ def test_what_is_refused(
         assert message in capsys.readouterr().err
 
 
-def test_pictures_of_a_test_set_beside_its_truth(tiny_config: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_pictures_of_a_test_set_beside_its_truth(tiny_config: Path, tiny_data: Path, checkpoint: Path, tmp_path: Path) -> None:
     cfg = Config.fromfile(tiny_config)
-    files = draw_predictions(cfg, load_detector(cfg, str(checkpoint), "cpu"), tmp_path / "images", count=3)
+    model = load_detector(cfg, str(checkpoint), "cpu")
+    files = draw_predictions(cfg, model, tmp_path / "images", count=3, score_threshold=0.0)
     assert [path.name for path in files] == ["000000.png", "000001.png"]
+    truth_alone = draw_predictions(cfg, model, tmp_path / "truth", count=3, score_threshold=1.0)
+    ground_truth = COCO(cfg.test_evaluator.ann_file)
+    for number, (file, without) in enumerate(zip(files, truth_alone, strict=True)):
+        annotations = ground_truth.imgToAnns[sorted(ground_truth.imgs)[number]]
+        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)])
+        labels = torch.tensor([sorted(ground_truth.cats).index(a["category_id"]) for a in annotations])
+        nothing = InstanceData(labels=torch.empty(0, dtype=torch.long), scores=torch.empty(0), bboxes=torch.empty(0, 4))
+        with Image.open(tiny_data / f"val/{file.stem}.jpg") as image:
+            truth = InstanceData(labels=labels, bboxes=boxes)
+            wanted = draw_picture(image.convert("RGB"), nothing, cfg.metainfo, side=480, text_size=480 // 19, truth=truth)
+        assert np.array_equal(np.asarray(wanted), np.asarray(Image.open(without)))
+        # Of an untrained detector, ten uncertain objects or more: their names and boxes are in the classes' colours.
+        colours = {tuple(colour) for colour in cfg.metainfo.palette}
+        drawn = {tuple(pixel) for pixel in np.asarray(Image.open(file)).reshape(-1, 3).tolist()}
+        assert colours & drawn
+        assert not np.array_equal(np.asarray(Image.open(file)), np.asarray(wanted))
     contact_sheet(files, tmp_path / "sheet.png", side=100)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (206, 100)
