@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,15 @@ from PIL import Image
 from benchmarks import exact_reversal, fashion_mnist, macs, memory_prediction
 from revbifpn.datasets.fashion_mnist import CLASSES
 from tests.benchmarks.conftest import Command
+from tests.conftest import ROOT
+
+COMMANDS = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_is_run_by_a_test(name: str) -> None:
+    call = re.compile(rf"\bcommand\({name},|\b{name}\.main\(|^from benchmarks\.{name} import .*\bmain\b", re.MULTILINE)
+    assert any(call.search(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def test_exact_reversal(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

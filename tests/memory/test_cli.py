@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import rich.console
 
-from revbifpn.memory import cli
+from revbifpn.memory import cli, commands
 
 ROOT = Path(__file__).parents[2]
 TINY = "tests.memory.conftest:make_tiny"
@@ -155,6 +158,15 @@ def test_wrong_options_end_with_2(arguments: list[str], message: str, capsys: py
         cli.main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_terminal_shows_what_is_being_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of large models take minutes."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(rich.console, "Console", partial(rich.console.Console, file=terminal, force_terminal=True, width=100))
+    with commands.working() as progress:
+        progress("revbifpn_s0, exact, batch 64, 224x224")
+    assert "revbifpn_s0, exact, batch 64, 224x224" in terminal.getvalue()
 
 
 def test_the_tool_as_a_process() -> None:
