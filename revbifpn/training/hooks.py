@@ -54,6 +54,8 @@ class SafeCheckpointHook(CheckpointHook):
     So a training that is killed while it writes has a usable checkpoint, with ``max_keep_ckpts=1`` too.
     """
 
+    file_backend: Any
+
     def before_train(self, runner: Runner) -> None:
         """Let the hook remove files later."""
         super().before_train(runner)
