@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint timm-tests format wheel clean
+.PHONY: help setup demo test test-all lint timm-tests format wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 18
@@ -21,6 +21,9 @@ demo: $(READY) ## make a small data set, train a Mask R-CNN on it, evaluate, dra
 
 test: $(READY) lint ## format check, lint, types, and all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=20
+
+test-all: $(READY) lint ## the same, with the long tests and the long forms of others
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=20 --long
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
