@@ -75,3 +75,10 @@ def test_tools_answer_help(tool: str) -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--help"], capture_output=True, text=True, check=True)
     for option in ("--work-dir", "--cfg-options", "--launcher", "--amp"):
         assert option in done.stdout
+
+
+def test_a_work_folder_in_which_the_config_would_be_overwritten_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.read_text().replace("../", f"{CONFIG.parents[1]}/"))
+    with pytest.raises(ConfigError, match=r"the work folder .* is that of .*config.py, which would be overwritten"):
+        load_config(config, work_dir=tmp_path / ".")
