@@ -57,6 +57,7 @@ FIXED: dict[str, list[dict[str, Any]]] = {
     "classifier": [
         {"where": "backward", "step": 6},
         {"where": "write", "step": 3, "fraction": 0.0},  # the first checkpoint, written again after its validation
+        {"where": "write", "step": 4, "fraction": 0.5},  # the second one, which the first makes room for
         {"where": "validation", "step": 2},
     ],
     "detector": [{"where": "write", "step": 4, "fraction": 0.9}],
