@@ -161,14 +161,6 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_the_tests_that_guarantees_name_exist() -> None:
-    text = (ROOT / "docs/guarantees.md").read_text()
-    named = set(re.findall(r"`([\w/*]+(?:\.py|/))`", text)) - {"tests/"}
-    assert len(named) > 30
-    for name in named:
-        assert list((ROOT / "tests").glob(name)), f"docs/guarantees.md: there is no tests/{name}"
-
-
 # Examples
 
 
