@@ -61,7 +61,7 @@ def draw_transformations(path: Path) -> Path:
     for axes, title, formula in zip(panels, titles, formulas, strict=True):
         axes.set(xlim=(-1.15, 1.15), ylim=(-0.2, 3.3), aspect="equal")
         axes.axis("off")
-        axes.set_title(title, fontsize=12, color=TEXT)
+        axes.set_title(title, fontsize=12, color=TEXT, y=0.92)
         axes.text(0, -0.15, formula, ha="center", va="top", fontsize=10, color=TEXT)
     _layer(panels[0], 0, 0.5, 1, DENSE, r"$\theta$", 1.0)
     _layer(panels[1], 0, 0.5, 2, SPARSE, r"$\theta$, 75% zeros", 2.0)
@@ -71,7 +71,7 @@ def draw_transformations(path: Path) -> Path:
     _layer(panels[3], 0, 0.3, 1, SPARSE, r"$U$", 1.0)
     _layer(panels[3], 0, 1.7, 1, SPARSE, r"$V$", 1.0)
     panels[3].plot([-1.0, 1.0], [1.5, 1.5], color=TEXT, linewidth=3)
-    panels[3].text(0, 1.54, r"$r = 2$ widths, $\sigma$", ha="center", va="bottom", fontsize=8, color=TEXT)
+    panels[3].text(0.55, 1.56, r"$r = 2$, $\sigma$", ha="left", va="bottom", fontsize=8, color=TEXT)
     _layer(panels[4], -0.5, 0.5, 0.9, SPARSE, r"$\theta$", 1.0)
     _layer(panels[4], 0.55, 0.3, 0.5, DENSE, r"$U$", 1.0)
     _layer(panels[4], 0.55, 1.5, 0.5, DENSE, r"$V$", 1.0)

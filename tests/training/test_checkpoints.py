@@ -112,3 +112,29 @@ def test_other_objects_can_be_read_in_the_same_process(tmp_path: Path) -> None:
     assert not [name for name in os.environ if "WEIGHTS_ONLY" in name]  # torch's switches for the whole process
     torch.save(Path("x"), tmp_path / "sample.pt")
     assert torch.load(tmp_path / "sample.pt", weights_only=False) == Path("x")
+
+
+@pytest.mark.parametrize(("hook", "beside"), [("SafeCheckpointHook", ["epoch_1.pth"]), ("CheckpointHook", [])])
+def test_the_checkpoint_before_is_there_while_the_next_one_is_written(hook: str, beside: list[str], tmp_path: Path) -> None:
+    """MMEngine's own hook removes it first; if that fails here, ours is not needed any more."""
+    from unittest.mock import MagicMock
+
+    from mmengine.logging import MessageHub
+    from mmengine.registry import HOOKS
+
+    from revbifpn.training import hooks  # noqa: F401  (registers)
+
+    found: list[list[str]] = []
+
+    def save(folder: str, name: str, *args: object, **kwargs: object) -> None:
+        found.append(sorted(path.name for path in Path(folder).glob("*.pth")))
+        (Path(folder) / name).touch()
+
+    runner = MagicMock(work_dir=str(tmp_path), save_checkpoint=save)
+    runner.message_hub = MessageHub.get_instance(f"{hook}-{tmp_path.name}")
+    checkpoint = HOOKS.build(dict(type=hook, interval=1, max_keep_ckpts=1))
+    checkpoint.before_train(runner)
+    for runner.epoch in range(2):
+        checkpoint._save_checkpoint(runner)
+    assert found == [[], beside]
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_2.pth"]

@@ -163,7 +163,9 @@ def test_gradients_are_clipped_to_their_norm(make_config: MakeConfig, max_norm: 
     cfg = make_config("revbifpn_s0")
     cfg.train_dataloader.batch_size = 12  # all images: one step
     cfg.train_cfg.max_epochs = 1
-    cfg.optim_wrapper.update(optimizer=dict(opt="momentum", lr=lr, momentum=0.0), clip_grad=dict(max_norm=max_norm))
+    cfg.optim_wrapper.update(
+        optimizer=dict(opt="momentum", lr=lr, momentum=0.0, weight_decay=0.0), clip_grad=dict(max_norm=max_norm)
+    )
     cfg.custom_hooks, cfg.param_scheduler = [], []
     runner = fresh_runner(cfg)
     before = [param.detach().clone() for param in runner.model.parameters()]
