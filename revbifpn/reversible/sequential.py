@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -186,11 +187,14 @@ class ReversibleSequential(nn.Sequential):
         exact = self.exact is True or (training and self.is_exact(streams[0]))
         if training and self.reversible and not exact and autocast is not None:
             self.reports.warn("precision", half_precision_text(autocast), ReversalPrecisionWarning)
-        room: float = max(stream.nbytes for stream in streams)
+        return Setting(self.bits if exact else None, autocast, raised=half_streams and (training or exact))
+
+    def _room(self, streams: Streams, exact: bool) -> float:
+        """See :class:`.Setting`: what the finest edges keep anyway, or as much as there is where memory does not count."""
         # In exact mode chunks are the same in all modes: they decide the last bits of what kernels return.
         if not exact and (not self.reversible or self._choice(streams).whole):
-            room = math.inf
-        return Setting(self.bits if exact else None, autocast, raised=half_streams and (training or exact), room=room)
+            return math.inf
+        return max(stream.nbytes for stream in streams)
 
     def _choice(self, streams: Streams) -> Choice:
         """What the budget buys for these streams."""
@@ -207,6 +211,7 @@ class ReversibleSequential(nn.Sequential):
     def _forward_in_pass(self, streams: Streams, setting: Setting, readout: ReadOut | None) -> Streams:
         check_replica(self)
         self.reports.collect()
+        setting = replace(setting, room=self._room(streams, setting.exact))
         layers = self._layers()
         keep = self._choice(streams).edges
         needs = any(stream.requires_grad for stream in streams)
