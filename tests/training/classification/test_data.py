@@ -204,8 +204,9 @@ def test_webdataset_shards_are_streamed(shards: Path) -> None:
 def test_workers_give_the_same_images_however_they_are_started(image_folder: Path, method: str) -> None:
     """A spawned worker has nothing of this process but the data set."""
     data = dataset(image_folder, transform=dict(input_size=SIZE, auto_augment="rand-m9-mstd0.5"))
-    here = list(DataLoader(data, batch_size=4))
-    there = list(DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=method, timeout=120))
+    sampler = SeededSampler(data, shuffle=True, seed=5)
+    here = list(DataLoader(data, batch_size=4, sampler=sampler))
+    there = list(DataLoader(data, batch_size=4, sampler=sampler, num_workers=1, multiprocessing_context=method, timeout=120))
     assert len(here) == len(there) == len(CLASSES) * NUM_TRAIN // 4
     for ours, theirs in zip(there, here, strict=True):
         assert ours.keys() == theirs.keys()
