@@ -104,7 +104,7 @@ def test_metadata_and_commands(wheel: Path) -> None:
         points.read_string(archive.read(f"{info}/entry_points.txt").decode())
         assert f"{info}/licenses/LICENSE" in archive.namelist()
     assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2206.14098"]
-    assert set(points["console_scripts"]) == {"revbifpn-memory", "revbifpn-train", "revbifpn-test"}
+    assert set(points["console_scripts"]) == {"revbifpn-memory", "revbifpn-sparsity", "revbifpn-train", "revbifpn-test"}
 
 
 def test_core_alone_makes_a_model_and_trains_it(site: Path, tmp_path: Path) -> None:
