@@ -50,10 +50,11 @@ def test_the_command(command: Command, tmp_path: Path, monkeypatch: pytest.Monke
     assert same_steps["pre_training_flops"] < 0.7 * dense["pre_training_flops"]
     assert same_operations["steps"] >= dense["steps"]
 
-    # Stored activations grow with each stage, reversible ones do not.
+    # Stored activations grow with each stage. Reversible ones do not, but for two vectors a norm: 9% of that at this toy size,
+    # 0.8% at 224x224.
     depth = results["memory"]["depth"]
     growth = {mode: peaks[2] - peaks[1] for mode, peaks in depth.items()}
-    assert growth["reversible"] < 0.05 * growth["stored"]
+    assert growth["reversible"] < 0.1 * growth["stored"]
     assert len(results["memory"]["rows"]) == 8
 
     dense_recipe, half, quarter = results["recipe"]["rows"]

@@ -18,26 +18,22 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from revbifpn.reversible import set_reversible
 from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook
 from tests.distributed._workers import (
-    _forward_on_cpu,
     adamw,
     assert_near,
     distance,
     full_weights,
-    gradients,
     half,
     loss_of,
     make_batch,
     make_model,
     sgd,
     shard,
-    statistics,
     train,
     weights,
 )
@@ -48,106 +44,6 @@ SHARES = (3, 1)  # images of the processes, where these differ
 
 def share(batch: Tensor) -> Tensor:
     return batch.split(SHARES)[dist.get_rank()]
-
-
-def channels(value: Tensor) -> Tensor:
-    return value.view(1, -1, 1, 1)
-
-
-class Kernels:
-    """The operators that ``torch.nn.SyncBatchNorm`` is made of, which torch has for GPUs only, by their definitions.
-
-    What it exchanges between processes, with which counts, and in which order, stays torch's own.
-    """
-
-    @staticmethod
-    def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        return mean, torch.rsqrt(var + eps)
-
-    @staticmethod
-    def batch_norm_gather_stats_with_counts(
-        x: Tensor,
-        means: Tensor,
-        scales: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-        counts: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        parts = counts[:, None] / counts.sum()
-        mean = (parts * means).sum(0)
-        var = (parts * (scales**-2 - eps + (means - mean).square())).sum(0)
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
-        return mean, torch.rsqrt(var + eps)
-
-    @staticmethod
-    def batch_norm_elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
-        return (x - channels(mean)) * channels(scale * weight) + channels(bias)
-
-    @staticmethod
-    def batch_norm_backward_reduce(
-        grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, *needs: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sum_grad, sum_product = grad.sum((0, 2, 3)), (grad * (x - channels(mean))).sum((0, 2, 3))
-        return sum_grad, sum_product, sum_product * scale, sum_grad.clone()
-
-    @staticmethod
-    def batch_norm_backward_elemt(
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        sum_grad: Tensor,
-        sum_product: Tensor,
-        count: Tensor,
-    ) -> Tensor:
-        centred = grad - channels(sum_grad / count.sum())
-        centred -= (x - channels(mean)) * channels(scale.square() * sum_product / count.sum())
-        return centred * channels(scale * weight)
-
-
-def register_kernels() -> torch.library.Library:
-    library = torch.library.Library("aten", "IMPL", "CPU")
-    for name, kernel in vars(Kernels).items():
-        if isinstance(kernel, staticmethod):
-            library.impl(name, kernel.__func__)
-    return library
-
-
-def sync_batch_norm() -> None:
-    """torch's SyncBatchNorm on shares of different sizes does what BatchNorm does on the joined batch, twice in a row.
-
-    The loss is a sum over images, so that each counts the same; DDP takes the mean of the processes.
-    """
-    kernels = register_kernels()
-    model = make_model(train_norms=True)
-    single, alone = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model)
-    ddp = DistributedDataParallel(model, broadcast_buffers=False)  # on CPU it refuses models with SyncBatchNorm
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-    def loss(net: nn.Module, images: Tensor) -> Tensor:
-        return loss_of(net(images)) * len(images)
-
-    with mock.patch.object(nn.SyncBatchNorm, "forward", _forward_on_cpu):
-        for step in (1, 2):
-            batch = make_batch(step)
-            for net in (synced, single, alone):
-                net.zero_grad()
-            (loss(ddp, share(batch)) * dist.get_world_size()).backward()
-            loss(single, batch).backward()
-            loss(alone, share(batch)).backward()
-            assert_near(statistics(synced), statistics(single), 1e-11)
-            assert_near(gradients(synced), gradients(single), 1e-10)
-            assert distance(statistics(alone), statistics(single)) > 1e-3
-            assert distance(gradients(alone), gradients(single)) > 1e-3
-    counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
-    assert counts == {2}
-    del kernels
 
 
 class Trained(BaseModel):
@@ -230,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timeout)
-    for case in (sync_batch_norm, non_finite_loss, uneven_batches):
+    for case in (non_finite_loss, uneven_batches):
         case()
         (folder / f"{case.__name__}-{rank}").touch()
     sharded_checkpoint(folder)

@@ -3,9 +3,9 @@ NaN in the first process and infinite in the second."""
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,31 +14,47 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from revbifpn.training.hooks import _average_gradients
+from tests.distributed._processes import WORLD_SIZE
 from tests.training.test_non_finite_loss import COUNT, STEPS, TOLERANCE, Regression, batches, expected, sgd, spoil, train
+
+# Steps 0 to 2, 3 to 5, and 6 and 7 make an update each. Those of the last batch of an update reduce the gradients.
+BAD_STEPS = {
+    "first": [[0], []],
+    "middle": [[], [4]],
+    "last": [[2], []],
+    "last-of-the-training": [[], [7]],
+    "both-at-different-steps": [[0, 5], [1, 2]],  # no finite batch is left for the first update
+}
 
 
 def main() -> None:
-    rank, world_size, store, bad_steps = sys.argv[1:]
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60)
     )
-    shares = [batches(seed=process) for process in range(int(world_size))]
-    bad: list[list[int]] = json.loads(bad_steps)  # of each process
-    finite = [step not in bad[int(rank)] for step in range(STEPS)]
+    for name, bad_steps in BAD_STEPS.items():
+        both_keep_the_same_weights(rank, bad_steps)
+        (folder / f"{name}-{rank}").touch()
+    average_of_parameters_not_used_everywhere(rank)
+    (folder / f"average-{rank}").touch()
+    dist.destroy_process_group()
+
+
+def both_keep_the_same_weights(rank: int, bad_steps: list[list[int]]) -> None:
+    shares = [batches(seed=process) for process in range(WORLD_SIZE)]
+    finite = [step not in bad_steps[rank] for step in range(STEPS)]
     model = Regression()
     ddp = MMDistributedDataParallel(model)
-    loss = "nan" if rank == "0" else "inf"
-    train(ddp, OptimWrapper(sgd(model), accumulative_counts=COUNT), spoil(shares[int(rank)], finite, loss))
+    loss = "nan" if rank == 0 else "inf"
+    train(ddp, OptimWrapper(sgd(model), accumulative_counts=COUNT), spoil(shares[rank], finite, loss))
 
     # One process with the joined batches: the loss is a mean over images, so its gradient is the mean of both processes'.
-    any_bad = {step for steps in bad for step in steps}
+    any_bad = {step for steps in bad_steps for step in steps}
     reference = expected(torch.cat(shares, dim=1), [step not in any_bad for step in range(STEPS)])
     torch.testing.assert_close(model.weight.detach(), reference, rtol=0, atol=TOLERANCE)
     everyones = [torch.empty_like(reference) for _ in shares]
     dist.all_gather(everyones, model.weight.detach())
     assert torch.equal(everyones[0], everyones[1]), everyones
-    average_of_parameters_not_used_everywhere(int(rank))
-    dist.destroy_process_group()
 
 
 def average_of_parameters_not_used_everywhere(rank: int) -> None:

@@ -309,11 +309,7 @@ def sync_batch_norm() -> None:
     Their shares differ, so that each process's statistics count by the number of its values.
     """
     model = make_model(train_norms=True)
-    single, alone, batch = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model), make_batch(1)
-    share = batch[:3] if dist.get_rank() == 0 else batch[3:]
-    of_mean = dist.get_world_size() * len(share) / len(batch)  # DDP's mean over processes is then the mean over images
-    loss_of(single(batch)).backward()
-    (loss_of(alone(share)) * of_mean).backward()
+    single, alone = set_reversible(copy.deepcopy(model), False), copy.deepcopy(model)
     ddp = DistributedDataParallel(model)  # before the conversion: on CPU it refuses models with SyncBatchNorm
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     num_norms = sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
@@ -322,17 +318,26 @@ def sync_batch_norm() -> None:
         mock.patch.object(nn.SyncBatchNorm, "forward", forward_on_cpu),
         mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as gather,
     ):
-        loss = loss_of(ddp(share)) * of_mean
-        assert gather.call_count == num_norms > 0
-        loss.backward()
-        assert gather.call_count == num_norms  # the replay gathers nothing
+        for step in (1, 2):
+            batch = make_batch(step)
+            share = batch[:3] if dist.get_rank() == 0 else batch[3:]
+            of_mean = dist.get_world_size() * len(share) / len(batch)  # DDP's mean over processes is then that over images
+            for net in (synced, single, alone):
+                net.zero_grad()
+            loss_of(single(batch)).backward()
+            (loss_of(alone(share)) * of_mean).backward()
+            gather.reset_mock()
+            loss = loss_of(ddp(share)) * of_mean
+            assert gather.call_count == num_norms > 0
+            loss.backward()
+            assert gather.call_count == num_norms  # the replay gathers nothing
+            # Batch norm's gradient is a difference of sums over the batch, which costs it a digit or two.
+            assert_near(statistics(synced), statistics(single))
+            assert_near(gradients(synced), gradients(single), 1e-11)
+            assert distance(gradients(alone), gradients(single)) > 1e-3
     del kernels
     counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
-    assert counts == {1}
-    # Batch norm's gradient is a difference of sums over the batch, which costs it a digit or two.
-    assert_near(statistics(synced), statistics(single))
-    assert_near(gradients(synced), gradients(single), 1e-11)
-    assert distance(gradients(alone), gradients(single)) > 1e-3
+    assert counts == {2}
 
 
 def shard(model: RevBiFPNPyramid, **options: Any) -> RevBiFPNPyramid:
