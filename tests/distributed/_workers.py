@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -444,14 +445,17 @@ def fsdp_checkpoint(folder: str) -> None:
 
 
 def main() -> None:
-    name, rank, world_size, store, options = sys.argv[1:]
+    """Go through the cases that come in, each in a process group of its own; a file says that one is done."""
+    folder, rank, world_size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     warnings.simplefilter("error", ExactReversalWarning)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size), timeout=timedelta(seconds=60)
-    )
-    CASES[name](**json.loads(options))
-    dist.destroy_process_group()
+    for number, line in enumerate(sys.stdin):
+        name, options = json.loads(line)
+        store, timeout = f"file://{folder}/store{number}", timedelta(seconds=60)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout)
+        CASES[name](**options)
+        dist.destroy_process_group()
+        (folder / f"done{number}-{rank}").touch()
 
 
 if __name__ == "__main__":

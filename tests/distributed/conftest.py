@@ -1,22 +1,22 @@
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ._processes import WORLD_SIZE, Launch, run_all
+from ._processes import Launch, Workers
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Two gloo processes for all cases of a module: starting them takes longer than most cases."""
+    pair = Workers(Path(__file__).with_name("_workers.py"), tmp_path_factory)
+    yield pair
+    pair.end()
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Launch:
+def launch(workers: Workers) -> Launch:
     """``launch(case, **options)``: run a case of ``_workers.py`` in two gloo processes; all their assertions must hold."""
-
-    def run(case: str, **options: object) -> None:
-        script, store = Path(__file__).with_name("_workers.py"), tmp_path / "store"
-        shared = [str(WORLD_SIZE), str(store), json.dumps(options)]
-        commands = [[sys.executable, str(script), case, str(rank), *shared] for rank in range(WORLD_SIZE)]
-        run_all(commands, tmp_path, timeout=150)
-
-    return run
+    return workers.run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from revbifpn.training.checkpoints import use_checkpoint
 from tests.image_folders import make_image_folder
 from tests.training.classification.conftest import fresh_runner, write_config
 
-from ._processes import ROOT, WORLD_SIZE, run_all
-from .test_mmengine import free_port
+from ._processes import LAUNCHER, ROOT, run_all
 
 # Losses and gradients are sums of the same numbers in another order.
 TOLERANCE = 2e-5
@@ -48,9 +46,8 @@ def config(folder: Path, model: str, processes: int) -> Path:
 
 def launch(path: Path, folder: Path) -> Path:
     """Train in two processes; returns the work folder."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={WORLD_SIZE}", "--master_addr=127.0.0.1"]
     train = [str(ROOT / "tools/train.py"), str(path), "--launcher", "pytorch"]
-    command = [sys.executable, *launcher, f"--master_port={free_port()}", *train]
+    command = [*LAUNCHER, *train]
     run_all([command], folder, timeout=240, CUDA_VISIBLE_DEVICES="")
     return Path(Config.fromfile(path).work_dir)
 

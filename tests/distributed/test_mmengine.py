@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import socket
-import sys
 from pathlib import Path
 
 import torch
 
 from revbifpn.datasets.demo_digits import DemoDataParameters, make_demo_data
 
-from ._processes import ROOT, WORLD_SIZE, run_all
+from ._processes import LAUNCHER, ROOT, WORLD_SIZE, run_all
 
 ITERATIONS = 3
 
@@ -50,12 +48,6 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval={iteratio
 """
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def test_launcher_pytorch_trains_the_demo(tmp_path: Path) -> None:
     """Two processes train the demo's Mask R-CNN on RevBiFPN-S0: finite losses, the same weights in both,
     statistics moved once an iteration; then they validate.
@@ -67,9 +59,8 @@ def test_launcher_pytorch_trains_the_demo(tmp_path: Path) -> None:
     config.write_text(CONFIG.format(demo=demo.as_posix(), data=data.as_posix(), iterations=ITERATIONS))
     (tmp_path / "same_weights.py").write_text(PLUG_IN)
 
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={WORLD_SIZE}", "--master_addr=127.0.0.1"]
     train = [str(ROOT / "tools/train.py"), str(config), "--launcher", "pytorch", "--work-dir", str(work)]
-    command = [sys.executable, *launcher, f"--master_port={free_port()}", *train]
+    command = [*LAUNCHER, *train]
     run_all([command], tmp_path, timeout=240, PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES="")
 
     (log,) = work.glob("*/*.log")
