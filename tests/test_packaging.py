@@ -46,7 +46,7 @@ assert not torch.equal(model.head.fc.weight, before)
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings = inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run([str(part) for part in command], cwd=cwd, env=settings, capture_output=True, text=True)
+    return subprocess.run([str(part) for part in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

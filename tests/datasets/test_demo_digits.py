@@ -109,7 +109,7 @@ def test_other_peoples_files_and_other_parameters_are_not_overwritten(data: Path
 
 def test_tool_says_what_was_wrong(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "tools/make_demo_data.py", "--out", tmp_path / "x", "--image-size", "70"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "multiple of 32" in done.stderr
     assert "Traceback" not in done.stderr

@@ -114,9 +114,9 @@ def test_bad_source_is_named_and_nothing_is_written(source: Path, tmp_path: Path
 
 def test_command_line(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "tools/make_fashion_mnist.py", "--out", tmp_path / "out", "--source"]
-    bad = subprocess.run([*command, tmp_path], capture_output=True, text=True)
+    bad = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=300)
     assert bad.returncode == 1
     assert "dataset-fashion-mnist" in bad.stderr
     assert "Traceback" not in bad.stderr
-    assert subprocess.run([*command, source]).returncode == 0
+    assert subprocess.run([*command, source], timeout=300).returncode == 0
     assert (tmp_path / "out/source.json").is_file()

@@ -18,7 +18,9 @@ from tests.oracle import reference_state_dict
 
 def test_import_registers_and_construction_prints_nothing() -> None:
     code = "import revbifpn, timm; m = timm.create_model('revbifpn_s0'); assert len(timm.list_models('revbifpn_*')) == 7"
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
     assert done.stdout == ""
     assert done.stderr == ""
 
@@ -34,7 +36,7 @@ def test_import_needs_no_detection_stack() -> None:
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert "pip install 'revbifpn[mmdet]'" in done.stdout
 
 

@@ -172,11 +172,11 @@ def test_a_terminal_shows_what_is_being_worked_on(monkeypatch: pytest.MonkeyPatc
 def test_the_tool_as_a_process() -> None:
     """Measured, with nothing on stderr that the user did not ask for."""
     command = [sys.executable, ROOT / "tools" / "profile_memory.py", TINY, "--measure", "--batch", "2", "--image-size", "32"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "measured for cpu" in done.stdout
     assert done.stderr.strip() == ""
-    failed = subprocess.run([*command[:2], "revbifpn_s9"], capture_output=True, text=True, cwd=ROOT)
+    failed = subprocess.run([*command[:2], "revbifpn_s9"], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
 
@@ -188,6 +188,6 @@ def test_files_in_the_working_directory_do_not_take_the_place_of_libraries(tmp_p
     command = [sys.executable, ROOT / "tools" / "profile_memory.py", "--batch", "2", "--image-size", "32"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for model in ("my_networks:make", "resnet18:stored"):
-        done = subprocess.run([*command, model], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        done = subprocess.run([*command, model], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         assert f"{model.removesuffix(':stored')}, stored: " in done.stdout

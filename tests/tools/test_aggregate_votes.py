@@ -118,7 +118,7 @@ def test_without_crowd_kit_the_extra_is_named(tmp_path: Path) -> None:
     """In a process of its own, where the package cannot be imported."""
     (tmp_path / "crowdkit.py").write_text("raise ImportError('No module named crowdkit')")
     code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(TOOL)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOOL.parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOOL.parents[1], timeout=300)
     assert done.returncode == 2
     assert done.stderr == (
         "aggregate_votes: vote aggregation needs crowd-kit and pandas (No module named crowdkit): "

@@ -72,7 +72,9 @@ def test_wrapped_data_sets_are_found() -> None:
 
 @pytest.mark.parametrize("tool", ["train.py", "test.py"])
 def test_tools_answer_help(tool: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / tool, "--help"], capture_output=True, text=True, check=True, timeout=300
+    )
     for option in ("--work-dir", "--cfg-options", "--launcher", "--amp"):
         assert option in done.stdout
 

@@ -31,7 +31,7 @@ def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Completed
     """Run a tool in a process in which mmcv and mmdet cannot be imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WITHOUT_MMCV, str(ROOT / "tools" / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
 
 
 @pytest.fixture
