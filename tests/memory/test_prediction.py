@@ -16,6 +16,10 @@ from revbifpn.memory.sources import TimmSubject
 from revbifpn.memory.steps import Settings, profile_subject
 from revbifpn.memory.subject import Size, Subject
 
+from .rules import has_rules
+
+pytestmark = has_rules
+
 #: What a prediction may be off by, of a whole step as of its activations alone. Most are exact to the byte; what is left is
 #: scratch memory inside oneDNN's convolutions.
 TOLERANCE = 0.03

@@ -9,6 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from revbifpn.memory.workspace import cpu_workspace, uses_onednn
 
+from .rules import AVX512, has_rules
+
 aten = torch.ops.aten
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -35,11 +37,6 @@ def check(func: object, args: tuple[object, ...]) -> None:
     assert cpu_workspace(func, args, result) == pytest.approx(measured, abs=0.03 * held)
 
 
-AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
-has_rules = pytest.mark.skipif(
-    not AVX512 and torch.backends.cpu.get_cpu_capability() != "AVX2", reason="the rules were read with AVX-512 and AVX2"
-)
-
 # (batch, in channels, side, out channels, kernel, stride, groups): what RevBiFPN, EfficientNet, ResNet and HRNet are made of.
 CONVOLUTIONS = [
     (4, 24, 32, 24, 3, 1, 24),
@@ -64,14 +61,14 @@ WITH_AVX2 = [(4, 80, 4, 80, 5, 1, 80), (4, 320, 2, 320, 5, 1, 320), (4, 64, 16, 
 @pytest.mark.parametrize("shape", CONVOLUTIONS + ([] if AVX512 else WITH_AVX2), ids=str)
 def test_convolutions(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     n, c, side, out, kernel, stride, groups = shape
-    if AVX512 and kernel == 15 and layout == torch.channels_last:
-        pytest.skip("no rule: its backward takes about four weights more for each thread, 0.1 MB here")
     x = torch.randn(n, c, side, side).contiguous(memory_format=layout)
     weight = torch.randn(out, c // groups, kernel, kernel).contiguous(memory_format=layout)
     pad = (kernel - 1) // 2
     settings = ([stride, stride], [pad, pad], [1, 1], False, [0, 0], groups)
     y = aten.convolution.default(x, weight, None, *settings)
     check(aten.convolution.default, (x, weight, None, *settings))
+    if AVX512 and kernel == 15 and layout == torch.channels_last:
+        return  # its backward has no rule: it takes about four weights more for each thread, 0.1 MB here
     grad = torch.randn_like(y)
     check(aten.convolution_backward.default, (grad, x, weight, [0], *settings, [True, True, False]))
 
