@@ -68,7 +68,7 @@ def check(subject: Subject, mode: str, batch: int, size: int, **settings: Any) -
     assert forward_peak(predicted) == pytest.approx(forward_peak(measured), rel=TOLERANCE, abs=2 * RANDOM_STATE)
 
 
-@pytest.mark.parametrize(("variant", "size"), [("s0", 96), ("s3", 64), ("s6", 64)])
+@pytest.mark.parametrize(("variant", "size"), [("s0", 96), ("s3", 64), pytest.param("s6", 64, marks=pytest.mark.long)])
 def test_revbifpn_in_every_mode(variant: str, size: int) -> None:
     subject = WithoutStochasticDepth(f"revbifpn_{variant}")
     assert subject.modes == ("reversible", "exact", "stored")
@@ -76,7 +76,9 @@ def test_revbifpn_in_every_mode(variant: str, size: int) -> None:
         check(subject, mode, 2, size)
 
 
-@pytest.mark.parametrize("variant", ["s1", "s2", "s4", "s5"])
+@pytest.mark.parametrize(
+    "variant", ["s1", pytest.param("s2", marks=pytest.mark.long), "s4", pytest.param("s5", marks=pytest.mark.long)]
+)
 def test_other_variants(variant: str) -> None:
     check(WithoutStochasticDepth(f"revbifpn_{variant}"), "reversible", 2, 64)
 

@@ -57,8 +57,7 @@ class TestFPN:
         options = dict(in_channels=[8] * 4, out_channels=8, num_outs=5) | options
         plain, lean = same_weights(FPN(**options), LeanFPN(**options))
         compare(plain, lean, pyramid())
-        for key, value in plain.state_dict().items():  # running statistics moved once a call
-            torch.testing.assert_close(lean.state_dict()[key], value)
+        torch.testing.assert_close(lean.state_dict(), plain.state_dict())  # running statistics moved once a call
 
     def test_the_finest_lateral_is_not_kept(self) -> None:
         plain, lean = same_weights(*(kind([8] * 4, 8, 5) for kind in (FPN, LeanFPN)))
@@ -148,8 +147,7 @@ class TestMaskHead:
         options = self.OPTIONS | options
         plain, lean = same_weights(FCNMaskHead(**options), LeanFCNMaskHead(**options, recompute_convs=recompute_convs))
         compare(plain, lean, [torch.randn(7, 8, 6, 6)], lambda head: lambda x: head(x[0]))
-        for key, value in plain.state_dict().items():
-            torch.testing.assert_close(lean.state_dict()[key], value)
+        torch.testing.assert_close(lean.state_dict(), plain.state_dict())
 
     def test_no_proposals(self) -> None:
         lean = LeanFCNMaskHead(**self.OPTIONS)
@@ -193,8 +191,7 @@ class TestRecomputed:
         x = pyramid() if inputs == "pyramid" else [torch.randn(6, 8, 4, 4)]
         call = (lambda head: head) if inputs == "pyramid" else (lambda head: lambda x: head(x[0]))
         compare(plain, lean, x, call)
-        for key, value in plain.state_dict().items():
-            torch.testing.assert_close(lean.state_dict()[key], value)
+        torch.testing.assert_close(lean.state_dict(), plain.state_dict())
         x = [tensor.requires_grad_() for tensor in x]
         assert saved_bytes(lambda: call(lean)(x)) < saved_bytes(lambda: call(plain)(x)) / 2
 

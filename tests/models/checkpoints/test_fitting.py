@@ -112,6 +112,6 @@ class TestLoadStateDict:
         with torch.device("meta"):
             other = RevBiFPN("s0", num_classes=3)
         other.load_state_dict(model.state_dict(), assign=True)
-        assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+        torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
         with torch.device("meta"):
             RevBiFPN("s0", num_classes=3).load_state_dict(RevBiFPN("s0", num_classes=3).state_dict())
