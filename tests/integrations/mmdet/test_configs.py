@@ -123,7 +123,7 @@ def test_a_training_step_of_each_kind_reaches_every_parameter(name: str) -> None
     (path,) = (path for path in ALL if path.stem == name)
     cfg = Config.fromfile(path)
     cfg.model.backbone.pop("init_cfg", None)  # ResNet-50's would be downloaded
-    if "rcnn" in cfg.model.train_cfg:  # few regions, which are what takes the time
+    if "rcnn" in cfg.model.get("train_cfg", {}):  # few regions, which are what takes the time
         cfg.model.train_cfg.rpn_proposal.max_per_img = 50
         stages = cfg.model.train_cfg.rcnn
         for stage in stages if isinstance(stages, list) else [stages]:
