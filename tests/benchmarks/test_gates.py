@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ LIMITS = {
 PART_OF_CHECKPOINTED_B7 = 0.105  # 43.9 of 426 MB
 
 
+@functools.cache  # S6's is asked for twice, and takes its time
 def megabytes(name: str, mode: str, batch: int, device: str) -> float:
     network = Network(name, mode, batch, image_size_of(name))
     return activation_bytes(*network.on("meta"), device, "predict") / batch / 1e6

@@ -18,6 +18,9 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # Norms of gradients through the whole network; `head.fc.weight`'s stored norm carries 3e-4 of summation error. Norm biases
 # before another normalisation have a true gradient of zero and hold rounding noise of 1e-7.
 GRAD_TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}
+# Rebuilt activations are rounded, so a ReLU whose input is all but zero may let another gradient pass: on one processor one
+# did, and moved some of the first edges' norms by 0.1 to 0.3%. An image that is 1e-7 brighter moves none by more than 1e-5.
+KINK_TOLERANCE, WITH_KINKS = {"rtol": 2e-2, "atol": 1e-6}, 0.03
 
 
 def model_with_oracle_weights(name: str, **kwargs: object) -> RevBiFPN:
@@ -58,18 +61,19 @@ def test_training_step(reversible: bool, memory_format: torch.memory_format) -> 
     reference = reference_state_dict("revbifpn_s0")
     ours = dict(zip(reference, convert_checkpoint(reference), strict=True))  # published key -> ours
     params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    checked = 0
+    checked = kinks = 0
     for key, value in values.items():
         if key.startswith("grad_norm."):
             grad = params[ours[key.removeprefix("grad_norm.")]].grad
             assert grad is not None
-            torch.testing.assert_close(
-                grad.norm().view(1), value.view(1), **GRAD_TOLERANCE, msg=lambda m, key=key: f"{key}: {m}"
-            )
+            norm, wanted = grad.norm().view(1), value.view(1)
+            kinks += not torch.allclose(norm, wanted, **GRAD_TOLERANCE)
+            torch.testing.assert_close(norm, wanted, **KINK_TOLERANCE, msg=lambda m, key=key: f"{key}: {m}")
             checked += 1
         else:
             torch.testing.assert_close(buffers[ours[key]], value, **TOLERANCE)
     assert checked == len(params)
+    assert kinks <= (WITH_KINKS * checked if reversible else 0)
     assert {int(b) for n, b in buffers.items() if n.endswith("num_batches_tracked")} == {1}
 
 
