@@ -28,7 +28,7 @@ test-all: $(READY) lint ## the same with what takes minutes: the long soak, all 
 coverage: $(READY) ## what no test of the engine and the models reaches
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov revbifpn --cov-report term-missing:skip-covered tests/reversible tests/models
 
-mutations: $(READY) ## break the code in a copy, fault by fault, and look for the tests that fail (about 90 minutes on 2 cores)
+mutations: $(READY) ## break the code in a copy, fault by fault, and look for the tests that fail (long)
 	$(BIN)/python tools/mutate.py --jobs 2
 
 lint: $(READY) ## ruff and mypy
