@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all coverage lint timm-tests format wheel clean
+.PHONY: help setup demo test test-all coverage mutations lint timm-tests format wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 18
@@ -27,6 +27,9 @@ test-all: $(READY) lint ## the same with what takes minutes: the long soak, all 
 
 coverage: $(READY) ## what no test of the engine and the models reaches
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov revbifpn --cov-report term-missing:skip-covered tests/reversible tests/models
+
+mutations: $(READY) ## break the code in a copy, fault by fault, and look for the tests that fail (long)
+	$(BIN)/python tools/mutate.py --jobs 2
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -89,6 +89,8 @@ def test_compiled_edges_train_like_eager_ones(backend: str) -> None:
     for a, b in zip(model.buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # running statistics moved once a step
     assert not torch._dynamo.utils.counters["graph_break"]
+    shapes = {(edge[0].weight.shape, edge[0].stride) for edge in reference.modules() if isinstance(edge, Edge)}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2 * len(shapes)  # with and without gradients
 
 
 def test_all_edges_are_compiled_not_only_the_first() -> None:

@@ -151,11 +151,11 @@ def test_leaving_the_range_is_reported_once_with_stream_and_magnitude() -> None:
     limit = exact_limit(torch.float32, 13)
     assert limit == 2048
     small, large = streams(2), streams(2)
-    large[1] += 3 * limit
+    large[1] += 1.5 * limit
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradients(model, small)
-    with pytest.warns(ExactReversalWarning, match=r"stream 1 after reversible layer 0 \(RevSilo\) .* magnitude of 614\d"):
+    with pytest.warns(ExactReversalWarning, match=r"stream 1 after reversible layer 0 \(RevSilo\) .* magnitude of 307\d"):
         gradients(model, large)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

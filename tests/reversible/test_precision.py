@@ -110,6 +110,10 @@ def test_any_grid(bits: int) -> None:
     equal = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert equal or caught, "silently different"
     assert equal or bits == 22
+    for output in model(*x):
+        steps = output.detach() * 2.0**bits
+        assert torch.equal(steps, steps.round())
+        assert not torch.equal(steps / 2, (steps / 2).round()), "a coarser grid than was asked for"
 
 
 def test_recompute_under_autocast() -> None:

@@ -107,3 +107,15 @@ def test_mmdetections_inferencer_takes_the_config_that_the_training_wrote(traine
     assert list(inferencer.model.dataset_meta["classes"]) == CLASSES
     (found,) = inferencer(str(tiny_data / "val/000000.jpg"), out_dir="")["predictions"]
     assert len(found["bboxes"]) == len(found["masks"]) == 10
+
+
+def test_test_takes_the_weights_that_it_is_given(trained: Path, tiny_data: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    """Metrics do not tell: after so few steps those of any weights are zero."""
+    content = torch.load(trained / "epoch_1.pth", weights_only=False)
+    content["state_dict"]["roi_head.bbox_head.fc_cls.bias"][2] += 100
+    torch.save(content, tmp_path / "sure.pth")
+    assert run_tool("test.py", FINETUNE, tmp_path / "sure.pth", "--data", tiny_data, "--work-dir", tmp_path, *SMALL) == 0
+    predictions = json.loads((tmp_path / "test/predictions.bbox.json").read_text())
+    (wanted,) = COCO(str(tiny_data / "annotations/val.json")).getCatIds(catNms=[CLASSES[2]])
+    assert {prediction["category_id"] for prediction in predictions} == {wanted}
+    assert min(prediction["score"] for prediction in predictions) > 0.99
