@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import describe, environment, median_and_spread, table, time_side_by_side
+from benchmarks.pictures import QUIET, new_figure, save
 from revbifpn import RevBiFPN, ReversalPrecisionWarning, set_exact, set_reversible
 from revbifpn.models import VARIANTS
 from revbifpn.models.variants import STRIDES
@@ -108,12 +109,8 @@ def forward_change(name: str, device: str) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
     """Gradient error against depth, a line for each precision; exact mode's is zero and drawn at the bottom."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.4)
+    axes = figure.subplots()
     floor = 1e-9
     for mode, precision, style in (
         ("ordinary", "bf16 autocast", "o-"),
@@ -128,13 +125,12 @@ def plot(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
     depths = sorted({row["depth"] for row in rows})
     axes.set_xticks(depths, [str(depth) for depth in depths])
     axes.minorticks_off()
-    axes.axhline(floor, color="grey", linewidth=0.5)
-    axes.annotate("0: bit-identical to stored mode", (depths[0], floor * 1.5), color="grey", fontsize=8)
+    axes.axhline(floor, color=QUIET, linewidth=0.5)
+    axes.annotate("0: bit-identical to stored mode", (depths[0], floor * 1.5), color=QUIET, fontsize=8)
     axes.set_title("Reversible against stored gradients, RevBiFPN-S0 with more stages", fontsize=10)
     axes.legend(fontsize=8)
-    figure.text(0.99, 0.005, caption, ha="right", fontsize=5, color="grey")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.supxlabel(caption, fontsize=8, color=QUIET)
+    save(figure, path)
 
 
 def growth_table(rows: Iterable[Mapping[str, Any]]) -> str:

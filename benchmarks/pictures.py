@@ -89,13 +89,16 @@ def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Each label goes to the nearest place around its point where it covers least."""
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
-    drawn = _drawn_points(axes)
+    lines, points = _drawn_points(axes)
     taken: list[Bbox] = []
 
     def conflicts(box: Bbox) -> int:
         outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-        inside = ((drawn > box.padded(4).min) & (drawn < box.padded(4).max)).all(axis=1)
-        return 100 * (outside + sum(box.overlaps(other) for other in taken)) + int(inside.sum())
+        on_lines, on_points = (
+            int(((drawn > box.padded(pad).min) & (drawn < box.padded(pad).max)).all(axis=1).sum())
+            for drawn, pad in ((lines, 4), (points, 7))
+        )
+        return 100 * (outside + on_points + sum(box.padded(6).overlaps(other) for other in taken)) + on_lines
 
     for label in labels:
         best: tuple[int, Annotation, Bbox] | None = None
@@ -115,18 +118,18 @@ def _place_labels(axes: Axes, labels: Sequence[Label]) -> None:
         taken.append(best[2])
 
 
-def _drawn_points(axes: Axes) -> Any:
-    """Points on all lines and under all markers, in pixels, shape (number, 2)."""
+def _drawn_points(axes: Axes) -> tuple[Any, Any]:
+    """Points on all lines, and under all markers, in pixels, shape (number, 2)."""
     import numpy as np
 
-    found = []
+    on_lines, markers = [np.empty((0, 2))], []
     for line in axes.get_lines():
         corners = axes.transData.transform(line.get_xydata())  # type: ignore[arg-type]
-        found.append(corners)
+        markers.append(corners)
         if line.get_linestyle() != "None":
             steps = np.linspace(0, 1, 40)[:, None]
-            found += [start + steps * (end - start) for start, end in pairwise(corners)]
-    return np.concatenate(found)
+            on_lines += [start + steps * (end - start) for start, end in pairwise(corners)]
+    return np.concatenate(on_lines), np.concatenate(markers)
 
 
 def _annotate(axes: Axes, label: Label, distance: float, place: tuple[float, float, str, str]) -> Annotation:
