@@ -50,10 +50,21 @@ LINES = {
 HEAD_COLOURS = {"mean": "#CC6677", "shift": "#0b3c8c", "transformer": "#117733"}
 
 
-def train(head: str, data: Path, folder: Path, epochs: int, steps_per_epoch: int) -> None:
-    """Train with a temporal head in a process of its own, unless its last checkpoint is there."""
+def train(
+    head: str, data: Path, folder: Path, epochs: int, steps_per_epoch: int, title: str = "", more: Sequence[str] = ()
+) -> None:
+    """Train with a temporal head in a process of its own, unless its last checkpoint is there.
+
+    Args:
+        head: one of :data:`.TEMPORAL`.
+        data: clip folder with the column ``speed``.
+        folder: for log, curves and checkpoints.
+        title: what messages call the training; the head's name if empty.
+        more: further settings of the config, ``KEY=VALUE``.
+    """
+    title = title or head
     if (folder / f"epoch_{epochs}.pth").is_file():
-        print(f"{head}: finished before", flush=True)
+        print(f"{title}: finished before", flush=True)
         return
     steps = epochs * steps_per_epoch
     warmup = min(WARMUP, steps // 2)
@@ -65,16 +76,17 @@ def train(head: str, data: Path, folder: Path, epochs: int, steps_per_epoch: int
         f"param_scheduler.1.end={steps}",
         "default_hooks.logger.interval=10",
         "log_processor.window_size=10",
+        *more,
     ]
     command = [sys.executable, "tools/train.py", str(CONFIG), "--data", str(data), "--work-dir", str(folder), "--resume"]
     folder.mkdir(parents=True, exist_ok=True)
     variables = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    print(f"{head}: training", flush=True)
+    print(f"{title}: training", flush=True)
     with (folder / "output.log").open("a") as log:
         arguments = [*command, "--cfg-options", *options]
         done = subprocess.run(arguments, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=variables)
     if done.returncode != 0:
-        sys.exit(f"{head}: training failed, see {folder / 'output.log'}")
+        sys.exit(f"{title}: training failed, see {folder / 'output.log'}")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -203,6 +203,7 @@ FIGURES = {
         (_writes("votes", ("time",), "--parts time"),), lambda content: votes_tables.time_table(content["rows"])
     ),
     "votes_end_to_end": Figures((_writes("votes_end_to_end", ("digits",)),), votes_tables.end_to_end_text),
+    "votes_clips": Figures((_writes("votes_clips"),), votes_tables.clips_text),
     "frozen_stages": Figures((_writes("detection", ("frozen",), "--parts frozen"),), zoo.frozen_table),
     "pruning_accuracy": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.accuracy_table),
     "pruning_training": Figures((_writes("pruning", ("accuracy",), "--parts accuracy"),), one_shot.training_text),

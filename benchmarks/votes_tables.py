@@ -1,4 +1,4 @@
-"""The results of :mod:`benchmarks.votes` and :mod:`benchmarks.votes_end_to_end` in Markdown, without what measures them."""
+"""The results of :mod:`benchmarks.votes`, ``votes_end_to_end`` and ``votes_clips`` in Markdown, without what measures them."""
 
 from __future__ import annotations
 
@@ -92,16 +92,48 @@ def end_to_end_table(content: Mapping[str, Any]) -> str:
     return table(header, lines)
 
 
+def _crowd_text(content: Mapping[str, Any], items: str) -> str:
+    """Who votes, and on how many of each; ``items`` is what they vote on."""
+    crowd = content["crowd"]
+    near = "; errors fall on neighbouring levels" if crowd["ordinal"] else ""
+    return (
+        f"{content['votes_per_item']} votes each of {crowd['workers']} annotators "
+        f"({crowd['accuracy']:.0%} right on average, {crowd['spammers']:.0%} of them spammers{near}; "
+        f"{crowd['hard_items']:.0%} of the {items} are hard)"
+    )
+
+
 def setting_text(content: Mapping[str, Any]) -> str:
     """The simulation in a sentence."""
-    crowd = content["crowd"]
-    return (
-        f"{content['images']} training images, {content['votes_per_item']} votes each of {crowd['workers']} annotators "
-        f"({crowd['accuracy']:.0%} right on average, {crowd['spammers']:.0%} of them spammers; {crowd['hard_items']:.0%} of "
-        f"the images are hard), {len(content['runs'])} seeds; mean ± standard deviation."
-    )
+    crowd = _crowd_text(content, "images")
+    return f"{content['images']} training images, {crowd}, {len(content['runs'])} seeds; mean ± standard deviation."
 
 
 def end_to_end_text(content: Mapping[str, Any]) -> str:
     """The simulation, and the table."""
     return f"{setting_text(content)}\n\n{end_to_end_table(content)}"
+
+
+def clips_table(content: Mapping[str, Any]) -> str:
+    """A row for each kind of labels, and the floor: the mean, with the least and the largest of several seeds."""
+    runs = content["runs"]
+    columns = {"right labels, %": ("labels", 1), "top-1, %": ("top1", 1), "quadratic kappa": ("kappa", 3), "MAE": ("mae", 3)}
+    lines = [
+        [name, *(_cell([run[name] for run in runs], key, digits) for key, digits in columns.values())] for name in runs[0]
+    ]
+    floor = content["floor"]
+    lines.append(
+        ["always the same level", *(f"{floor[key]:.{digits}f}" if key in floor else "-" for key, digits in columns.values())]
+    )
+    return table(["trained on", *columns], lines)
+
+
+def clips_text(content: Mapping[str, Any]) -> str:
+    """The simulation, and the table."""
+    seeds = len(content["runs"])
+    count = "one seed" if seeds == 1 else f"{seeds} seeds: mean (least - most)"
+    setting = (
+        f"{content['clips']} training clips, {_crowd_text(content, 'clips')}, {content['epochs']} epochs; scored on the true "
+        f"labels of {content['val_clips']} other clips; {count}."
+    )
+    return f"{setting}\n\n{clips_table(content)}"

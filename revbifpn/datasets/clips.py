@@ -177,7 +177,10 @@ def read_probabilities(path: Path, levels: int) -> dict[str, tuple[float, ...]]:
     table = read_csv(path)
     names = [str(level) for level in range(levels)]
     if sorted(table.header[1:]) != sorted(names):
-        raise DataError(f"{path} has columns for {', '.join(table.header[1:])}; the levels are {', '.join(names)}")
+        raise DataError(
+            f"{path} has columns for {', '.join(table.header[1:])}; the levels are {', '.join(names)} "
+            f"(aggregate_votes writes levels without votes too with --classes {' '.join(names)})"
+        )
     columns = columns_of(table, names)
     found: dict[str, tuple[float, ...]] = {}
     for line, cells in table.rows:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import votes, votes_end_to_end, votes_tables
+from benchmarks import votes, votes_clips, votes_end_to_end, votes_tables
 from tests.benchmarks.conftest import Command
 from tests.votes.crowds import crowd_votes
 
@@ -66,3 +66,32 @@ def test_end_to_end(command: Command, tmp_path: Path) -> None:
         assert run["majority vote, hard"]["labels"] == run["majority vote, soft"]["labels"]
         assert run[votes_end_to_end.TRUE]["accuracy"] > 0.5  # one of ten by chance
     assert output.count("\n| ") == 1 + 6 + 1
+
+
+def test_clips_end_to_end(command: Command, tmp_path: Path) -> None:
+    """Soft labels and hard ones, through the tools."""
+    pytest.importorskip("mmengine")
+    pytest.importorskip("av")
+    path = tmp_path / "clips.json"
+    kinds = ("majority vote, soft", votes_clips.SINGLE)
+    size = ("--seeds", 1, "--clips", 16, "--val-clips", 4, "--epochs", 1, "--jobs", 2)
+    output = command(votes_clips, *size, "--kinds", *kinds, "--work-dir", tmp_path / "work", "--json", path)
+    content = json.loads(path.read_text())
+    (run,) = content["runs"]
+    assert list(run) == list(kinds)
+    assert content["floor"] == {"top1": 25, "kappa": 0, "mae": 1.5}
+    assert "one seed" in output
+    assert output.count("\n| ") == 1 + 1 + 2 + 1
+
+    (data,) = tmp_path.glob("work/*/seed_0/data")
+    votes_file = pd.read_csv(data / "votes.csv")
+    assert votes_file.groupby("path")["worker"].nunique().tolist() == [5] * 16
+    single, truth = pd.read_csv(data / "single.csv"), pd.read_csv(data / "train.csv", index_col="path")[votes_clips.OUTPUT]
+    given = set(votes_file[["path", votes_clips.OUTPUT]].itertuples(index=False, name=None))
+    assert set(single.itertuples(index=False, name=None)) < given
+    assert run[votes_clips.SINGLE]["labels"] == 100 * (single[votes_clips.OUTPUT].to_numpy() == truth.to_numpy()).mean()
+    shares = pd.read_csv(data / "majority_soft.csv", index_col="path").loc[truth.index]
+    assert run["majority vote, soft"]["labels"] == 100 * (shares.to_numpy().argmax(1) == truth.to_numpy()).mean()
+    logs = {folder.name: (folder / "output.log").read_text() for folder in data.parent.iterdir() if folder != data}
+    assert "majority: 16 clips with labels" in logs["majority_vote_soft"]
+    assert "single: 16 clips with labels" in logs["single_votes"]

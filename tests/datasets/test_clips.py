@@ -47,7 +47,7 @@ def test_soft_labels_take_a_columns_place(tmp_path: Path) -> None:
     assert [clip.labels for clip in split.clips] == [(pytest.approx((0.7, 0.1, 0.0, 0.2)), 1), (-1, 0)]
     assert split.counts("engagement") == pytest.approx([0.7, 0.1, 0.0, 0.2])
     for text, message in (
-        ("task,0,1\na.avi,1,0\n", "has columns for 0, 1; the levels are 0, 1, 2, 3"),
+        ("task,0,1\na.avi,1,0\n", r"has columns for 0, 1; the levels are 0, 1, 2, 3 \(.*--classes 0 1 2 3\)"),
         ("task,0,1,2,3\na.avi,1,1,0,0\n", "line 2: a.avi has no probabilities that sum to 1"),
         ("task,0,1,2,3\na.avi,x,1,0,0\n", "line 2: could not convert"),
         ("task,0,1,2,3\na.avi,1,0,0,0\na.avi,1,0,0,0\n", "line 3: a.avi is there twice"),
