@@ -164,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--clips", type=int, default=320, help="to train on (default: %(default)s)")
     parser.add_argument("--val-clips", type=int, default=200, help="to score (default: %(default)s)")
     parser.add_argument("--votes-per-item", type=int, default=5, help="(default: %(default)s)")
