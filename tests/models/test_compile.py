@@ -71,7 +71,7 @@ def test_eval_mode_compiles_to_a_full_graph() -> None:
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_edges_train_like_eager_ones(backend: str) -> None:
     model = pyramid(norm=True).train()
     reference = copy.deepcopy(model)
