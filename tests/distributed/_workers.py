@@ -16,7 +16,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -33,15 +32,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from revbifpn.models import VARIANTS, RevBiFPNPyramid, Variant
+from revbifpn.models import RevBiFPNPyramid, Variant
 from revbifpn.reversible import ExactReversalWarning, set_reversible
 from revbifpn.reversible.additive import AdditiveLayer
 from tests.distributed._norm_kernels import forward_on_cpu, register_on_cpu
+from tests.networks import SMALL
 
 TOLERANCE = 1e-12
 BATCH = 4  # of the two processes together
 SIDE = 64
-SMALL = replace(VARIANTS["s0"], num_ext_layers=0)
 
 Tensors = Mapping[str, Tensor | None]
 

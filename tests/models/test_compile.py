@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revbifpn import RevBiFPN, compile_edges
-from revbifpn.models import VARIANTS
 from revbifpn.reversible import ReversibleSequential
+from tests.networks import SMALL
 from tests.oracle import image
 from tests.reversible.common import Edge, gradients, pyramid, streams, worst_error
-
-#: Every kind of layer that S0 has: compilers and exports take their time by the layer.
-SMALL = replace(VARIANTS["s0"], num_ext_layers=0)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import copy
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
 from revbifpn import RevBiFPN, RevBiFPNPyramid, RevBlock, ReversibleSequential, fuse, set_exact
-from revbifpn.models import VARIANTS
 from revbifpn.models.blocks import ConvNormAct, MBConv, UpEdge
+from tests.networks import SMALL
 from tests.oracle import image
 
-#: Every kind of layer that S0 has: exports take their time by the layer.
-SMALL = replace(VARIANTS["s0"], num_ext_layers=0)
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
