@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 _MARK = "revbifpn.memory#"
@@ -54,11 +55,7 @@ def measure_cpu(step: Callable[[], None], num_operators: Callable[[], int]) -> M
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports missing GPUs on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         step()
-    events = recording.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    marks = sorted(
-        (event.start_ns(), int(event.name().removeprefix(_MARK))) for event in events if event.name().startswith(_MARK)
-    )
+    changes, marks = _read(recording)
     starts, numbers = [start for start, _ in marks], [number for _, number in marks]
     by_operator = [0] * num_operators()
     live = peak = 0
@@ -77,6 +74,32 @@ def measure_cpu(step: Callable[[], None], num_operators: Callable[[], int]) -> M
     for skipped in range(current + 1, len(by_operator)):
         by_operator[skipped] = live
     return Measurement(peak, peak_index, by_operator)
+
+
+def _read(recording: profile) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(time, bytes) of what was allocated and, negative, freed again; (time, number) of the operators. Both in order."""
+    blocks: list[tuple[int, int, int]] = []
+    marks: list[tuple[int, int]] = []
+    events = list(recording.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        kind, fields = event.typed
+        if kind == _EventType.Allocation:
+            blocks.append((event.start_time_ns, fields.alloc_size, fields.ptr))
+        elif event.name.startswith(_MARK):
+            marks.append((event.start_time_ns, int(event.name.removeprefix(_MARK))))
+    changes: list[tuple[int, int]] = []
+    live: set[int] = set()
+    for time, nbytes, address in sorted(blocks):
+        if nbytes >= 0:
+            live.add(address)
+        elif address in live:
+            live.remove(address)
+        else:  # it was there before: PyTorch tells of it if an earlier measurement saw it allocated
+            continue
+        changes.append((time, nbytes))
+    return changes, sorted(marks)
 
 
 def measure_cuda(step: Callable[[], None], snapshot: Path | None = None) -> Measurement:

@@ -36,6 +36,17 @@ def test_the_cpu_allocators_events_are_told_apart_by_operator() -> None:
     assert result.by_operator == [4000, 404_000, 44_000, pytest.approx(0, abs=64)]
 
 
+def test_what_an_earlier_measurement_left_does_not_count_when_it_is_freed() -> None:
+    kept: list[torch.Tensor] = []
+    measure_cpu(lambda: kept.append(torch.empty(50_000)), lambda: 1)
+
+    def step() -> None:
+        kept.clear()  # 200 kB that were there before
+        torch.empty(10_000)
+
+    assert measure_cpu(step, lambda: 1).peak == 40_000
+
+
 def test_the_cuda_allocator_is_asked_for_its_peak_and_its_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a GPU: what is called, in which order, and that recording ends when the step fails."""
     calls: list[str] = []
