@@ -153,16 +153,17 @@ class AdditiveRun:
         self.counts = [len(params) for params in by_edge]
         self.kept_counts: list[int] = []
         self.shapes: list[tuple[torch.Size, torch.dtype, torch.device]] = []
+        self.owned: list[bool] = []
 
-    def record(self, streams: Streams, owned: bool) -> Streams:
+    def record(self, streams: Streams, owned: Sequence[bool]) -> Streams:
         """See :class:`.LayerRun`."""
         with without_autocast(streams[0]) if self.plan.lean else nullcontext():
             return self._record(streams, owned)
 
-    def _record(self, streams: Streams, owned: bool) -> Streams:
+    def _record(self, streams: Streams, owned: Sequence[bool]) -> Streams:
         plan, wiring = self.plan, self.plan.wiring
         parts = split(streams, wiring.inputs, wiring.num_parts, self.name, dense=True)
-        mine = {part: owned or len(stream) > 1 for stream in wiring.inputs for part in stream}
+        mine = {part: own or len(stream) > 1 for stream, own in zip(wiring.inputs, owned, strict=True) for part in stream}
         dtype = streams[0].dtype
         del streams
         for run, coupling in zip(self.runs, wiring.couplings, strict=True):
@@ -171,7 +172,9 @@ class AdditiveRun:
                 value = run.record(source)
             self.shapes.append((value.shape, value.dtype, value.device))
             if target is None:
-                parts[coupling.target] = _settle(value, dtype, self.bits) if plan.invertible else value
+                value = _settle(value, dtype, self.bits) if plan.invertible else value
+                # What any module returns may be its input's memory, or a parameter's.
+                parts[coupling.target] = value if plan.lean else value.clone()
             else:
                 _check_shape(self.name, coupling, value, target)
                 value = _settled(value, dtype, self.bits)
@@ -179,6 +182,7 @@ class AdditiveRun:
             mine[coupling.target] = True
             del value, source, target
         self.setting.move_counters()
+        self.owned = [len(stream) > 1 or mine[stream[0]] for stream in wiring.outputs]
         outputs = tuple(present(stream) for stream in join_parts(parts, wiring.outputs))
         # Aliases: autograd takes an output that is also an input for untouched.
         return tuple(output.detach() for output in outputs)
@@ -229,7 +233,7 @@ class AdditiveRun:
                         target[rows].sub_(_settled(value, target.dtype, self.bits))
                     del value
                 if differentiate:
-                    part_grads.add(s, source, replay, needed[index])
+                    part_grads.add(s, replay, source.dtype)
                     found[index] = replay.param_grads()
             del replay, source, target, grad
         inputs = values.join(wiring.inputs)

@@ -37,7 +37,7 @@ class LinkFunction(torch.autograd.Function):
         monitor = link.owner.monitor
         if monitor is not None and link.index == 0:
             monitor.begin(streams)
-        outputs = link.run.record(streams, link.private_before)
+        outputs = link.run.record(streams, link.owned)
         if monitor is not None:
             monitor.after(outputs)
         saved = {"outputs": outputs, "inputs": streams, "both": (*outputs, *streams), "": ()}[link.saves]
@@ -57,9 +57,11 @@ class LinkFunction(torch.autograd.Function):
         num_saved, num_kept = ctx.counts
         kept, params = saved[num_saved : num_saved + num_kept], saved[num_saved + num_kept :]
         if link.saves:
+            kept_values = saved[: num_saved - link.num_streams if link.saves == "both" else num_saved]
             # Nobody sees what goes into a private link, so its saved inputs may be overwritten, if this is their last use.
             spare = link.saves == "inputs" and link.private_before and not _keeps_graph()
-            values = Held.of(saved[: num_saved - link.num_streams if link.saves == "both" else num_saved], spare)
+            values = Held(list(kept_values), list(link.owned)) if spare else Held.of(kept_values, False)
+            del kept_values
         else:
             values = owner.take_values(link.index)
         del saved

@@ -162,11 +162,19 @@ class Replay(ABC):
 
     @abstractmethod
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
-        """The gradient of the source, if it was wanted; when exhausted, :meth:`param_grads` is complete."""
+        """The gradient of the source, nothing if it was not wanted; when exhausted, :meth:`param_grads` is complete."""
 
     def source_grad(self) -> Tensor | None:
-        """The memory of all chunks of the source's gradient, if they share one; it is the caller's then."""
+        """The memory in which the chunks of a :attr:`fresh` replay's gradient come, if there are several."""
         return None
+
+    def whole_source_grad(self) -> Tensor | None:
+        """Run :meth:`gradients` of a :attr:`fresh` replay: the source's gradient as a whole, which is the caller's."""
+        whole: Tensor | None = None
+        for _, chunk in self.gradients():
+            whole = chunk
+        shared = self.source_grad()
+        return whole if shared is None else shared
 
     @abstractmethod
     def param_grads(self) -> list[Tensor | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from revbifpn.reversible.forms import Setting
 from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in
 from revbifpn.reversible.plain import modules_in_use
-from revbifpn.reversible.streams import Streams, check_count, memory_format_of
+from revbifpn.reversible.streams import Streams, check_count, memory_format_of, share_memory
 
 
 class Held(NamedTuple):
@@ -49,13 +49,15 @@ class LayerRun(Protocol):
     Attributes:
         name: of the layer, for messages.
         params: the layer's parameters in this pass, in the order of :attr:`Reversed.param_grads`.
+        owned: after :meth:`record`, for each output, whether it lies in memory that was made in this run, or was owned before.
     """
 
     name: str
     params: list[Tensor]
+    owned: list[bool]
 
-    def record(self, streams: Streams, owned: bool) -> Streams:
-        """Map the streams without graph, in their memory where they are ``owned``."""
+    def record(self, streams: Streams, owned: Sequence[bool]) -> Streams:
+        """Map the streams without graph, in the memory of those that are ``owned``."""
 
     def kept(self) -> list[Tensor]:
         """What stored edges keep, to be saved with the pass."""
@@ -182,9 +184,12 @@ class _Permutation:
         self.layer = layer
         self.name = type(layer).__name__
         self.params: list[Tensor] = []
+        self.owned: list[bool] = []
 
-    def record(self, streams: Streams, owned: bool) -> Streams:
-        return self.layer.transform(streams)
+    def record(self, streams: Streams, owned: Sequence[bool]) -> Streams:
+        outputs = self.layer.transform(streams)
+        self.owned = [owned[0] or not share_memory(outputs[0], streams[0])]
+        return outputs
 
     def kept(self) -> list[Tensor]:
         return []

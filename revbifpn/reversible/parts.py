@@ -33,24 +33,14 @@ class Parts:
             self.tensors[part], self.owned[part] = present(self.tensors[part]).clone(), True
         return present(self.tensors[part])
 
-    def add(self, part: int, like: Tensor, replay: Replay, wanted: bool) -> None:
-        """Add the gradient that a replay finds to the part's. It is run through also where it is not wanted."""
-        fresh = self.tensors[part] is None
-        total: Tensor | None = None
-        for rows, chunk in replay.gradients():
-            if not wanted:
-                continue
-            if not fresh:
+    def add(self, part: int, replay: Replay, dtype: torch.dtype) -> None:
+        """Add the gradient that a replay finds to the part's; ``dtype`` is that of the part."""
+        if not replay.fresh:
+            for rows, chunk in replay.gradients():
                 self._add_chunk(part, rows, chunk)
-            elif chunk.shape[0] == like.shape[0]:
-                total = chunk.to(like.dtype)
-            elif replay.source_grad() is None:
-                total = torch.empty_like(like) if total is None else total
-                total[rows] = chunk
-            del chunk
-        if fresh and wanted:
-            self.tensors[part] = replay.source_grad() if total is None else total
-            self.owned[part] = True
+                del chunk
+        elif (found := replay.whole_source_grad()) is not None:
+            self.tensors[part], self.owned[part] = found.to(dtype), True
 
     def _add_chunk(self, part: int, rows: slice, chunk: Tensor) -> None:
         if chunk.shape[0] == present(self.tensors[part]).shape[0] and not self.owned[part]:

@@ -42,6 +42,7 @@ class Link:
         saves: what it keeps of its streams: ``"outputs"``, ``"inputs"``, ``"both"``, or nothing where the next one
             rebuilds its outputs.
         private_before, private_after: whether nobody outside of the pass can see its input and its output streams.
+        owned: for each input stream, whether the pass has made its memory and nobody outside can see it.
     """
 
     owner: Pass
@@ -51,6 +52,7 @@ class Link:
     saves: str
     private_before: bool
     private_after: bool
+    owned: list[bool]
 
 
 class Pass:
@@ -81,6 +83,7 @@ class Pass:
         self.store: Choice = stored or keep
         self.done = 0
         self._private = False  # whether the streams that come next were seen by nobody
+        self._owned = [False] * len(streams)  # and which of them lie in memory that was made in this pass
         self._streams = streams  # what the last layer returned
         self._values: Held | None = None
         self._grads: Held | None = None
@@ -103,7 +106,7 @@ class Pass:
         saves = "both" if self.stored else "outputs" if last else ""
         run = layer.begin(self.setting, self.store)
         run.name = self._name_of(layer)
-        return self._apply(Link(self, index, run, len(streams), saves, private_before, self._private), streams)
+        return self._apply(Link(self, index, run, len(streams), saves, private_before, self._private, self._owned), streams)
 
     def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
         """End the chain: its streams go through a module each."""
@@ -113,7 +116,7 @@ class Pass:
         # Exact in all modes alike: chunks decide the last bits of what kernels return.
         frugal = self.setting.exact or self.setting.room < math.inf
         run = readout.begin(replace(self.setting, frugal=frugal), self.store)
-        return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False), streams)
+        return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False, self._owned), streams)
 
     def end(self) -> None:
         """The forward pass is over, or was broken off: the graph and the pass, which hold each other, let go."""
@@ -121,7 +124,10 @@ class Pass:
 
     def _apply(self, link: Link, streams: Streams) -> Streams:
         self.done += 1
+        if not link.private_before:
+            link.owned = [False] * len(streams)
         self._streams = LinkFunction.apply(link, *streams, *link.run.params)
+        self._owned = link.run.owned
         return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:

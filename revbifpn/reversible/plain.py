@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from revbifpn.reversible.forms import Form, Replay, Run, Setting, own_dtype
 from revbifpn.reversible.kernels import cast
 from revbifpn.reversible.statistics import GatheredStatistics, needs_gathering
+from revbifpn.reversible.streams import share_memory
 
 #: The second run hangs stand-ins into modules; another thread must not run the same modules meanwhile, nor read what hangs
 #: in them.
@@ -90,24 +91,22 @@ class PlainForm(Form):
                     self.buffer_slots.append(BufferSlot(module._buffers, name, dropped, changing, copied))
 
     def begin(self, setting: Setting, store: bool) -> Run:
-        return PlainRun(self, setting, store)
+        return PlainRun(self, setting)  # stored mode has no runs of plain forms: autograd keeps what they need
 
 
 class PlainRun(Run):
     """One pass of one edge in the plain form."""
 
-    __slots__ = ("autocast", "buffers", "form", "graph", "random_states", "setting", "statistics", "store", "versions")
+    __slots__ = ("autocast", "buffers", "form", "random_states", "setting", "statistics", "versions")
 
-    def __init__(self, form: PlainForm, setting: Setting, store: bool) -> None:
+    def __init__(self, form: PlainForm, setting: Setting) -> None:
         self.form = form
         self.setting = setting
-        self.store = store
         self.autocast: list[tuple[str, bool, torch.dtype]] = []
         self.random_states: list[tuple[str, Tensor]] = []
         self.statistics = GatheredStatistics() if form.gathers else None
         self.buffers: list[Tensor | None] = []
         self.versions: list[int | None] = []
-        self.graph: tuple[Tensor, list[Tensor], list[Tensor]] | None = None  # output and leaves, where it is stored
 
     def record(self, source: Tensor) -> Tensor:
         return self.record_all([source])
@@ -123,29 +122,13 @@ class PlainRun(Run):
             states = [(device, _get_random_state(device)) for device in devices]
             self._note_buffers()
             before = [x._version for x in inputs]
-            with ExitStack() as stack:
-                stack.enter_context(_uncached())
-                if self.statistics:
-                    stack.enter_context(self.statistics.kept())
-                output = self._first(inputs, stack)
+            with torch.no_grad(), _uncached(), self.statistics.kept() if self.statistics else nullcontext():
+                own = [own_dtype(self.form.edge, x, self.setting) for x in inputs]
+                output = _check_tensor(self.form.edge, self.form.edge(*own))
             self._settle_buffers()
             self._check_unchanged(inputs, before)
             self.random_states = [(device, state) for device, state in states if _differs(state, _get_random_state(device))]
         return output
-
-    def _first(self, inputs: Sequence[Tensor], stack: ExitStack) -> Tensor:
-        inputs = [own_dtype(self.form.edge, x, self.setting) for x in inputs]
-        if not self.store:
-            stack.enter_context(torch.no_grad())
-            output: Tensor = self.form.edge(*inputs)
-            return _check_tensor(self.form.edge, output)
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
-        params = [p.detach().requires_grad_(p.requires_grad) for p in self.form.parameters()]
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(self._hung_in(params, buffers=None))
-        output = _check_tensor(self.form.edge, self.form.edge(*leaves))
-        self.graph = (output, leaves, params)
-        return output.detach()
 
     def _note_buffers(self) -> None:
         self.buffers, self.versions = [], []
@@ -209,22 +192,21 @@ class PlainRun(Run):
             )
 
     @contextmanager
-    def _hung_in(self, params: Sequence[Tensor], buffers: Sequence[Tensor | None] | None) -> Iterator[None]:
-        """Hang ``params`` (and the buffers of the first run) into the edge, and take them out again.
+    def _hung_in(self, params: Sequence[Tensor], buffers: Sequence[Tensor | None]) -> Iterator[None]:
+        """Hang ``params`` and the buffers of the first run into the edge, and take them out again.
 
         ``torch.func.functional_call`` does the same by name; it looks every name up, and finds tied parameters anew, each
         time, which costs more than a small edge's forward.
         """
         form = self.form
         saved = [(owner, name, owner[name]) for owner, name, _ in form.param_slots if name in owner]
-        if buffers is not None:
-            saved += [(owner, name, owner[name]) for owner, name, *_ in form.buffer_slots if name in owner]
+        saved += [(owner, name, owner[name]) for owner, name, *_ in form.buffer_slots if name in owner]
         # Compared first: assigning to a module's attribute costs more than a small edge's operators.
         switched = [(module, module.training) for module, training in form.modes if module.training != training]
         try:
             for owner, name, index in form.param_slots:
                 owner[name] = params[index]
-            for slot, buffer in zip(form.buffer_slots, buffers or (), strict=False):
+            for slot, buffer in zip(form.buffer_slots, buffers, strict=True):
                 slot.owner[slot.name] = buffer.clone() if buffer is not None and slot.changing else buffer
             for module, training in switched:
                 module.training = not training
@@ -249,10 +231,6 @@ class PlainReplay(Replay):
         self, run: PlainRun, inputs: Sequence[Tensor], params: Sequence[Tensor], grad: Tensor | None, wants: Sequence[bool]
     ) -> None:
         self.run, self.grad, self.wants = run, grad, wants
-        self.stored = run.graph is not None
-        if run.graph is not None:
-            self.output, self.leaves, self.params = run.graph
-            return
         differentiate = grad is not None
         self.leaves = [x.detach().requires_grad_(want and differentiate) for x, want in zip(inputs, wants, strict=True)]
         # Detached: what hangs on the real parameters must see one gradient, the returned one.
@@ -277,16 +255,26 @@ class PlainReplay(Replay):
         grads: Iterator[Tensor | None] = iter(())
         if tensors and self.grad is not None and self.output.requires_grad:
             grad = cast(self.grad, self.output.dtype)
-            grads = iter(torch.autograd.grad(self.output, tensors, grad, retain_graph=self.stored, allow_unused=True))
+            grads = iter(torch.autograd.grad(self.output, tensors, grad, allow_unused=True))
             del self.output
         else:
             grads = iter([None] * len(tensors))
         found = [None if t is None else next(grads) for t in wanted]
-        self._param_grads = [None if t is None else next(grads) for t in params]
+        self._param_grads = [None if t is None else _apart(next(grads), self.grad) for t in params]
         return found
+
+    def whole_source_grad(self) -> Tensor | None:
+        # What autograd hands on may be the gradient that came in, or lie in one place.
+        found = super().whole_source_grad()
+        return None if found is None else found.clone()
 
     def param_grads(self) -> list[Tensor | None]:
         return self._param_grads
+
+
+def _apart(found: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """A gradient in other memory than ``grad``, into which other edges' gradients may come."""
+    return found.clone() if found is not None and grad is not None and share_memory(found, grad) else found
 
 
 def _check_tensor(edge: nn.Module, output: object) -> Tensor:
@@ -307,7 +295,8 @@ def _uncached() -> Iterator[None]:
     """Switch off two caches that would hand a tensor without graph to a run that needs one, or the reverse.
 
     Autocast caches the low-precision copy of a weight, and ``parametrize.cached()`` a computed weight: filled in the first
-    run, where no graph is built, a hit in the second would silently give that weight no gradient.
+    run, where no graph is built, a hit in the second would silently give that weight no gradient. (torch 2.14 looks at the
+    graph itself; older versions do not all.)
     """
     autocast_cache, parametrize_cache = torch.is_autocast_cache_enabled(), parametrize._cache_enabled
     torch.set_autocast_cache_enabled(False)

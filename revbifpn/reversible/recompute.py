@@ -102,16 +102,8 @@ class Recomputed:
         replay.fresh = True
         for _ in replay.values():
             pass
-        source_grad = None
-        for rows, chunk in replay.gradients():
-            if rows == slice(None):
-                source_grad = chunk.to(source.dtype)
-            elif replay.source_grad() is None:
-                source_grad = torch.empty_like(source) if source_grad is None else source_grad
-                source_grad[rows] = chunk
-        if source_grad is None:
-            source_grad = replay.source_grad()
-        return [source_grad, *replay.param_grads()]
+        source_grad = replay.whole_source_grad()
+        return [None if source_grad is None else source_grad.to(source.dtype), *replay.param_grads()]
 
     def differentiable(self, tensors: Sequence[Tensor]) -> Tensor:
         """The value as a differentiable function of inputs and parameters."""

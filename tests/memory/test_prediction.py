@@ -34,8 +34,16 @@ DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "mask-rcnn_revbif
 class WithoutStochasticDepth(TimmSubject):
     """A RevBiFPN that draws no random numbers, so that no random states are kept."""
 
+    rate = 0.0
+
     def build(self, image: Size) -> nn.Module:
-        return timm.create_model(self.name, drop_path_rate=0.0).train()
+        return timm.create_model(self.name, drop_path_rate=self.rate).train()
+
+
+class WithStochasticDepth(WithoutStochasticDepth):
+    """The same with random numbers, as S3 to S6 have them by default."""
+
+    rate = 0.1
 
 
 def both_ways(subject: Subject, mode: str, batch: int, size: int, **settings: Any) -> tuple[MemoryReport, MemoryReport]:
@@ -68,7 +76,10 @@ def check(subject: Subject, mode: str, batch: int, size: int, **settings: Any) -
     assert forward_peak(predicted) == pytest.approx(forward_peak(measured), rel=TOLERANCE, abs=2 * RANDOM_STATE)
 
 
-@pytest.mark.parametrize(("variant", "size"), [("s0", 96), ("s3", 64), pytest.param("s6", 64, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [("s0", 96), pytest.param("s3", 64, marks=pytest.mark.long), pytest.param("s6", 64, marks=pytest.mark.long)],
+)
 def test_revbifpn_in_every_mode(variant: str, size: int) -> None:
     subject = WithoutStochasticDepth(f"revbifpn_{variant}")
     assert subject.modes == ("reversible", "exact", "stored")
@@ -84,10 +95,10 @@ def test_other_variants(variant: str) -> None:
 
 
 def test_a_random_state_for_each_edge_with_stochastic_depth_is_all_that_is_not_seen() -> None:
-    subject = TimmSubject("revbifpn_s3")
+    subject = WithStochasticDepth("revbifpn_s0")
     predicted, measured = both_ways(subject, "reversible", 2, 64)
     drawing = [m for m in subject.model("reversible", (64, 64)).modules() if getattr(m, "drop_prob", 0)]
-    assert len(drawing) > 100
+    assert len(drawing) > 50
     check_peak(predicted, measured, unseen=(len(drawing) + 2) * RANDOM_STATE)
 
 

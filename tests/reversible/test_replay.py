@@ -72,7 +72,7 @@ def test_stochastic_depth_masks_are_those_of_the_forward() -> None:
 
 def test_random_state_is_kept_only_where_something_is_random() -> None:
     for dropout, kept in ((0.0, 0), (0.5, 1)):
-        run = PlainRun(PlainForm(Edge(0, 1, dropout=dropout).train()), Setting(), store=False)
+        run = PlainRun(PlainForm(Edge(0, 1, dropout=dropout).train()), Setting())
         run.record(*streams())
         assert len(run.random_states) == kept
 

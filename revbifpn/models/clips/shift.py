@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from revbifpn.models.blocks import MBConv, lean_units
@@ -149,7 +148,7 @@ class _ShiftedRun(Run):
     def replay(
         self, source: Tensor, params: Sequence[Tensor], kept: Sequence[Tensor], grad: Tensor | None, wants_source: bool
     ) -> Replay:
-        return _ShiftedReplay(self.form, source, self.chain.replay(self.form.shift(source), params, kept, grad, wants_source))
+        return _ShiftedReplay(self.form, self.chain.replay(self.form.shift(source), params, kept, grad, wants_source))
 
     def differentiable(self, source: Tensor, params: Sequence[Tensor]) -> Tensor:
         return self.chain.differentiable(self.form.shift(source), params)
@@ -158,22 +157,15 @@ class _ShiftedRun(Run):
 class _ShiftedReplay(Replay):
     """The chain's second run; its gradient is shifted back as a whole, since a shift looks across the chain's chunks."""
 
-    def __init__(self, form: ShiftedForm, source: Tensor, chain: Replay) -> None:
-        self.form, self.source, self.chain = form, source, chain
+    def __init__(self, form: ShiftedForm, chain: Replay) -> None:
+        self.form, self.chain = form, chain
         chain.fresh = True  # the gradient of the shifted input has no other owner
 
     def values(self) -> Iterator[tuple[slice, Tensor]]:
         return self.chain.values()
 
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
-        whole: Tensor | None = None
-        for rows, chunk in self.chain.gradients():
-            if chunk.shape[0] == self.source.shape[0]:
-                whole = chunk
-            elif self.chain.source_grad() is None:
-                whole = torch.empty_like(self.source) if whole is None else whole
-                whole[rows] = chunk
-        whole = self.chain.source_grad() if whole is None else whole
+        whole = self.chain.whole_source_grad()
         if whole is not None:
             yield slice(None), self.form.shift(whole, back=True)
 
