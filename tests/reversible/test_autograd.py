@@ -168,6 +168,24 @@ def test_saved_tensor_hooks_offload_to_cpu() -> None:
     assert packed == {t.data_ptr() for t in (*outputs, *model.parameters())}, "all that is kept goes through the hooks"
 
 
+class Cut(Edge):
+    """Has parameters that no gradient reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_edges_without_a_graph_get_no_gradient() -> None:
+    layers = [silo(2, 2) for _ in range(2)]
+    layers[0].down["0"]["1"] = Cut(0, 1)
+    reversible, stored = both(ReversibleSequential(*layers).double())
+    x = streams(2, dtype=torch.float64)
+    ours, theirs = gradients(reversible, x), gradients(stored, x)
+    assert any(grad is None for grad in theirs[1])
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert_same_gradients(found, wanted, **F64)
+
+
 def test_anomaly_mode() -> None:
     with torch.autograd.set_detect_anomaly(True):
         model = pyramid()

@@ -20,7 +20,7 @@ from revbifpn.reversible import (
     set_exact,
     set_reversible,
 )
-from revbifpn.reversible.exact import exact_limit, round_to_grid
+from revbifpn.reversible.exact import Reports, exact_limit, round_to_grid
 
 from .common import CHANNELS, Edge, gradients, loss_of, pyramid, silo, streams
 
@@ -247,3 +247,31 @@ def test_state_dict_passes_between_modes() -> None:
     default.load_state_dict(exact.state_dict())
     exact.load_state_dict(default.state_dict())
     assert set_exact(exact, False).exact_bits is None
+
+
+def test_a_check_is_read_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, as on a GPU, where a stream may be behind."""
+    arrived: list[int] = []
+
+    class Event:
+        def record(self) -> None:
+            self.number = len(reports._pending)
+
+        def query(self) -> bool:
+            return self.number in arrived
+
+    class OnDevice(Tensor):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: real(*args, **kwargs))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    reports, told = Reports(), list[list[float]]()
+    for value in (1.0, 2.0, 3.0):
+        reports.read(torch.tensor([value]).as_subclass(OnDevice), told.append)
+    for now, expected in ([1], []), ([0, 1], [[1.0], [2.0]]), ([0, 1, 2], [[1.0], [2.0], [3.0]]):
+        arrived[:] = now
+        reports.collect()
+        assert told == expected
+    assert not reports._pending

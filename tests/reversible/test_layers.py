@@ -154,6 +154,10 @@ def test_constructors_leave_the_callers_mappings_alone() -> None:
         (lambda: RevSilo({(1, 0): nn.Identity()}, {}), r"down edges .* got \[\(1, 0\)\]"),
         (lambda: RevSilo({(0, 1): nn.Identity()}, {(0, 1): nn.Identity()}), r"up edges .* got \[\(0, 1\)\]"),
         (lambda: RevSilo({(0, 1): nn.Identity()}, {(2, 0): nn.Identity()}, num_inputs=2), r"stream 2 is created"),
+        (
+            lambda: RevSilo({(0, 1): nn.Identity(), (1, 2): nn.Identity()}, {}, num_inputs=1),
+            "down edges read input streams, so their source must be below 1",
+        ),
         (lambda: RevSilo({(0, 1): nn.Identity()}, {}, num_inputs=5), r"num_inputs must be in 1..2, got 5"),
         (lambda: ReversibleSequential(nn.ReLU()), "layer 0 is ReLU, not a ReversibleLayer"),  # type: ignore[arg-type]
         (lambda: ReversibleSequential(blocks(1), exact=True, exact_bits=30), "exact_bits must be in 1..22.*got 30"),
@@ -185,3 +189,5 @@ def test_wrong_channels_name_the_edge() -> None:
         blocks(1)(torch.randn(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"SpaceToDepth\(4\): height and width must be multiples of 4, got 10x8"):
         SpaceToDepth(4)(torch.randn(1, 3, 10, 8))
+    with pytest.raises(ValueError, match=r"SpaceToDepth\(4\).inverse: channels must be a multiple of 16, got 24"):
+        SpaceToDepth(4).inverse(torch.randn(1, 24, 2, 2))
