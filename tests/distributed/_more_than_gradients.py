@@ -1,13 +1,8 @@
-"""What each of two processes does in ``test_more_than_gradients.py``: all cases, one after the other, in one launch.
-
-Values are compared as in ``_workers.py``: float64, and the same numbers summed in another order.
-"""
+"""Cases of ``test_more_than_gradients.py``, as each of two processes goes through them."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook
-from tests.distributed._workers import (
+from tests.distributed._models import (
     adamw,
     assert_near,
     distance,
@@ -107,31 +102,15 @@ def uneven_batches() -> None:
     assert distance(weights(make_model()), weights(single)) > 1e-3
 
 
-def sharded_checkpoint(folder: Path) -> None:
+def sharded_checkpoint(folder: str) -> None:
     """Write weights and optimizer of a sharded training, and what another process is to find in them and after a step more."""
     model = shard(make_model())
     optimizer = adamw(model)
     train(model, optimizer, [make_batch(step) for step in range(2)], half)
     state, of_optimizer = get_state_dict(model, optimizer)
-    checkpoint.save({"model": state, "optimizer": of_optimizer}, checkpoint_id=folder / "checkpoint")
+    checkpoint.save({"model": state, "optimizer": of_optimizer}, checkpoint_id=Path(folder, "checkpoint"))
     found: dict[str, Any] = {"saved": full_weights(model)}
     train(model, optimizer, [make_batch(2)], half)
     found["after"] = full_weights(model)
     if dist.get_rank() == 0:
-        torch.save(found, folder / "expected.pth")
-
-
-def main() -> None:
-    folder, rank, world_size = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    torch.set_num_threads(1)
-    timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timeout)
-    for case in (non_finite_loss, uneven_batches):
-        case()
-        (folder / f"{case.__name__}-{rank}").touch()
-    sharded_checkpoint(folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        torch.save(found, Path(folder, "expected.pth"))

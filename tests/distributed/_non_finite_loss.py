@@ -1,11 +1,9 @@
-"""What each of two processes does in ``test_non_finite_loss.py``: DDP with accumulated gradients, and losses that are
-NaN in the first process and infinite in the second."""
+"""Cases of ``test_non_finite_loss.py``, as each of two processes goes through them.
+
+DDP with accumulated gradients, and losses that are NaN in the first process and infinite in the second.
+"""
 
 from __future__ import annotations
-
-import sys
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,20 +25,8 @@ BAD_STEPS = {
 }
 
 
-def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60)
-    )
-    for name, bad_steps in BAD_STEPS.items():
-        both_keep_the_same_weights(rank, bad_steps)
-        (folder / f"{name}-{rank}").touch()
-    average_of_parameters_not_used_everywhere(rank)
-    (folder / f"average-{rank}").touch()
-    dist.destroy_process_group()
-
-
-def both_keep_the_same_weights(rank: int, bad_steps: list[list[int]]) -> None:
+def both_keep_the_same_weights(bad: str) -> None:
+    rank, bad_steps = dist.get_rank(), BAD_STEPS[bad]
     shares = [batches(seed=process) for process in range(WORLD_SIZE)]
     finite = [step not in bad_steps[rank] for step in range(STEPS)]
     model = Regression()
@@ -57,8 +43,9 @@ def both_keep_the_same_weights(rank: int, bad_steps: list[list[int]]) -> None:
     assert torch.equal(everyones[0], everyones[1]), everyones
 
 
-def average_of_parameters_not_used_everywhere(rank: int) -> None:
+def average_of_parameters_not_used_everywhere() -> None:
     """As with DDP's ``find_unused_parameters``: no use counts as a gradient of 0, and one that nobody used has none."""
+    rank = dist.get_rank()
     used, by_first, by_none = (nn.Parameter(torch.zeros(3)) for _ in range(3))
     used.grad = torch.full((3,), float(1 + rank))
     by_first.grad = torch.full((3,), 4.0) if rank == 0 else None
@@ -67,7 +54,3 @@ def average_of_parameters_not_used_everywhere(rank: int) -> None:
     assert by_first.grad is not None
     assert by_first.grad.tolist() == [2.0] * 3
     assert by_none.grad is None
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ import pytest
 from ._processes import Launch, Workers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """Two gloo processes for all cases of a module: starting them takes longer than most cases."""
+    """Two gloo processes for all cases: starting them takes longer than most cases."""
     pair = Workers(Path(__file__).with_name("_workers.py"), tmp_path_factory)
     yield pair
     pair.end()
@@ -18,5 +18,5 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 @pytest.fixture
 def launch(workers: Workers) -> Launch:
-    """``launch(case, **options)``: run a case of ``_workers.py`` in two gloo processes; all their assertions must hold."""
+    """``launch(case, **options)``: run a case in two gloo processes (see ``_workers.py``); all their assertions must hold."""
     return workers.run

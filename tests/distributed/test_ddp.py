@@ -1,4 +1,4 @@
-"""DistributedDataParallel over two gloo processes; what each test promises is the docstring of its case in ``_workers.py``."""
+"""DistributedDataParallel over two gloo processes; what each test promises is the docstring of its case in ``_ddp.py``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ._processes import Launch
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"reversible": False}], ids=["reversible", "exact", "stored"])
 def test_gradients_are_those_of_one_process(launch: Launch, options: dict[str, Any]) -> None:
-    launch("ddp_gradients", variant="s0", **options)
+    launch("ddp.gradients_of_one_process", variant="s0", **options)
 
 
 @pytest.mark.parametrize("option", ["static_graph", "gradient_as_bucket_view"])
 def test_training_with_option(launch: Launch, option: str) -> None:
-    launch("ddp_training", ddp={option: True})
+    launch("ddp.training_with_options", ddp={option: True})
 
 
 @pytest.mark.parametrize(
@@ -25,25 +25,25 @@ def test_training_with_option(launch: Launch, option: str) -> None:
     ids=["levels-1-2-3", "level-3", "levels-0-2-frozen"],
 )
 def test_detection_backbone(launch: Launch, options: dict[str, Any]) -> None:
-    launch("ddp_detection_backbone", **options)
+    launch("ddp.detection_backbone", **options)
 
 
 def test_buckets_are_reduced_while_backward_runs(launch: Launch) -> None:
-    launch("ddp_overlap")
+    launch("ddp.overlap")
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in-model", "in-loss"])
 def test_unused_parameters(launch: Launch, inside: bool) -> None:
-    launch("ddp_unused_parameters", inside=inside)
+    launch("ddp.unused_parameters", inside=inside)
 
 
 def test_gradient_accumulation(launch: Launch) -> None:
-    launch("ddp_accumulation")
+    launch("ddp.accumulation")
 
 
 def test_running_statistics_move_once_a_step(launch: Launch) -> None:
-    launch("ddp_running_statistics")
+    launch("ddp.running_statistics")
 
 
 def test_sync_batch_norm(launch: Launch) -> None:
-    launch("sync_batch_norm")
+    launch("ddp.sync_batch_norm")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from ._processes import WORLD_SIZE, run_all
-
-CASES = ("first", "middle", "last", "last-of-the-training", "both-at-different-steps", "average")
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which both processes note the cases they have gone through."""
-    folder = tmp_path_factory.mktemp("processes")
-    script = str(Path(__file__).with_name("_non_finite_loss.py"))
-    run_all([[sys.executable, script, str(rank), str(folder)] for rank in range(WORLD_SIZE)], folder, timeout=240)
-    return folder
+from ._non_finite_loss import BAD_STEPS
+from ._processes import Launch
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_processes_keep_the_same_weights(done: Path, case: str) -> None:
-    assert all((done / f"{case}-{rank}").exists() for rank in range(WORLD_SIZE))
+@pytest.mark.parametrize("case", BAD_STEPS)
+def test_processes_keep_the_same_weights(launch: Launch, case: str) -> None:
+    launch("non_finite_loss.both_keep_the_same_weights", bad=case)
+
+
+def test_average_of_parameters_that_are_not_used_everywhere(launch: Launch) -> None:
+    launch("non_finite_loss.average_of_parameters_not_used_everywhere")
