@@ -99,6 +99,7 @@ def transform(
     bits: int | None,
     in_place: bool = False,
     owned: bool = False,
+    invertible: bool = True,
 ) -> Streams:
     """Map the streams through the couplings with ordinary, differentiable operations.
 
@@ -107,6 +108,7 @@ def transform(
         value_of: (index, coupling, source) -> the value of the coupling's edge.
         bits: of the exact mode's grid, or None.
         in_place: overwrite what was made here, and ``streams`` too if they are ``owned``.
+        invertible: False for what is read out, which is no stream: values stay in the dtype that the edges return.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     dense = not traced and not any(stream.requires_grad for stream in streams)
@@ -122,7 +124,8 @@ def transform(
                 continue
             value = value_of(index, coupling, source)
         _check_shape(name, coupling, value, target)
-        value = _settle(value, dtype, bits)
+        if invertible:
+            value = _settle(value, dtype, bits)
         if target is None:
             parts[coupling.target] = value
             mine.discard(coupling.source)  # an edge may return its source
@@ -253,7 +256,7 @@ class AdditiveRun:
         def value_of(index: int, coupling: Coupling, source: Tensor) -> Tensor:
             return self.runs[index].differentiable(source, edge_params[index])
 
-        return transform(self.name, self.plan.wiring, streams, value_of, self.bits)
+        return transform(self.name, self.plan.wiring, streams, value_of, self.bits, invertible=self.plan.invertible)
 
     def _source_needs(self, needs: Sequence[bool]) -> list[bool]:
         """For each coupling, whether its source takes a gradient: what autograd finds out by itself in a plain network."""

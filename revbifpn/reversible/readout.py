@@ -60,7 +60,7 @@ class ReadOut:
             value: Tensor = coupling.edge(own_dtype(coupling.edge, source, setting))
             return value
 
-        return transform(self.name, self.wiring(), streams, value_of, None)
+        return transform(self.name, self.wiring(), streams, value_of, None, invertible=False)
 
     def trains(self) -> bool:
         """Whether any parameter asks for a gradient."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from revbifpn.models import RevBiFPN, RevBiFPNPyramid
 from revbifpn.reversible import ReversalPrecisionWarning, set_exact, set_reversible
+from tests.networks import SMALL
 
 BATCH, SIDE = 4, 64
 
@@ -144,17 +145,21 @@ def test_loss_scaling_trains_as_in_stored_mode() -> None:
     assert any(torch.equal(a, b) for a, b in zip(ours, start, strict=True)) is (scales[-1] < 2.0**37)
 
 
+@pytest.mark.parametrize("lean", [True, False])
 @pytest.mark.parametrize("setting", ["float32", "bf16 autocast", "bfloat16 model"])
-def test_pyramids_come_back_in_the_dtype_of_stored_mode(setting: str) -> None:
-    model = RevBiFPNPyramid("s0").train()
-    half = setting == "bfloat16 model"
-    model = model.to(torch.bfloat16 if half else torch.float32)
-    dtypes = []
+def test_pyramids_come_back_in_the_dtype_of_the_edges(setting: str, lean: bool) -> None:
+    """In every mode as from an ordinary network, with hooks on the modules too, which make layers take plain forms."""
+    dtype = torch.bfloat16 if setting == "bfloat16 model" else torch.float32
+    model = RevBiFPNPyramid(SMALL).to(dtype)
+    if not lean:
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)
     for reversible in (True, False):
-        with autocast(torch.bfloat16 if setting == "bf16 autocast" else None):
-            levels = set_reversible(model, reversible)(images(torch.bfloat16 if half else torch.float32))
-        dtypes.append([level.dtype for level in levels])
-    assert dtypes[0] == dtypes[1]
+        for training in (True, False):
+            set_reversible(model.train(training), reversible)
+            with autocast(torch.bfloat16 if setting == "bf16 autocast" else None):
+                levels = model(images(dtype))
+            assert {level.dtype for level in levels} == {torch.float32 if setting == "float32" else torch.bfloat16}
 
 
 def test_all_precisions_in_a_row() -> None:

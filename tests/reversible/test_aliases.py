@@ -45,19 +45,32 @@ class Sums(nn.Module):
         return x.sum((2, 3), keepdim=True).expand_as(x)
 
 
+class Constant(Shifted):
+    """A parameter itself, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift
+
+
 class Halved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / 2
 
 
-EDGES: list[Callable[[], nn.Module]] = [nn.Identity, View, Shifted, Within, Sums, Halved]
+EDGES: list[Callable[[], nn.Module]] = [nn.Identity, View, Shifted, Within, Sums, Constant, Halved]
 
 
 def random_model(chance: random.Random) -> tuple[ReversibleSequential, ReadOut | None]:
     """Silos of one to four streams and blocks, and in half of the cases a neck."""
 
+    made: list[nn.Module] = []
+
     def edge() -> nn.Module:
-        return nn.Sequential(*(chance.choice(EDGES)() for _ in range(chance.randint(1, 2))))
+        """A new one, or one that is in another place too."""
+        if not made or chance.random() < 0.8:
+            made.append(nn.Sequential(*(chance.choice(EDGES)() for _ in range(chance.randint(1, 2)))))
+            return made[-1]
+        return chance.choice(made)
 
     layers: list[StreamWise | RevSilo] = []
     count = chance.randint(1, 4)
