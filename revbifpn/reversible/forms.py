@@ -122,7 +122,7 @@ class Run(ABC):
 
     @abstractmethod
     def record(self, source: Tensor) -> Tensor:
-        """The edge's value, without graph; running statistics move."""
+        """The edge's value, without graph; running statistics move. A lean form returns memory of its own."""
 
     def kept(self) -> list[Tensor]:
         """Tensors of a stored edge, to be saved with the pass; :meth:`replay` gets them back."""

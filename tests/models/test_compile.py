@@ -59,7 +59,8 @@ def test_compiled_model_trains_with_the_loss_curve_of_eager(backend: str) -> Non
 
 def test_eval_mode_compiles_to_a_full_graph() -> None:
     model = RevBiFPN(SMALL, num_classes=10).eval()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    # Where a graph breaks is Dynamo's to say; what a backend makes of the graph, another test's.
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:
             compiled(image(2, 64, 64))

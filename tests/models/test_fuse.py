@@ -60,16 +60,16 @@ def images(batch: int, model: nn.Module) -> Tensor:
 
 
 MODELS = {
-    "classifier": lambda: RevBiFPN("s0", num_classes=10),
-    "four channels": lambda: RevBiFPN("s0", num_classes=10, in_chans=4, drop_path_rate=0.1),
-    "pyramid": lambda: RevBiFPNPyramid("s0"),
-    "stored": lambda: RevBiFPN("s0", num_classes=10, reversible=False),
-    "contiguous": lambda: RevBiFPN("s0", num_classes=10, memory_format="contiguous"),
+    "classifier": lambda: RevBiFPN(SMALL, num_classes=10),
+    "four channels": lambda: RevBiFPN(SMALL, num_classes=10, in_chans=4, drop_path_rate=0.1),
+    "pyramid": lambda: RevBiFPNPyramid(SMALL),
+    "stored": lambda: RevBiFPN(SMALL, num_classes=10, reversible=False),
+    "contiguous": lambda: RevBiFPN(SMALL, num_classes=10, memory_format="contiguous"),
     "timm": lambda: timm.create_model("revbifpn_s0", num_classes=10),
     "features": lambda: timm.create_model("revbifpn_s0", features_only=True, out_indices=(1, 3)),
     "hook": lambda: timm.create_model("revbifpn_s0", features_only=True, feature_cls="hook"),
     "fx": lambda: timm.create_model("revbifpn_s0", features_only=True, feature_cls="fx"),
-    "sync": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(RevBiFPN("s0", num_classes=10)),
+    "sync": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(RevBiFPN(SMALL, num_classes=10)),
 }
 
 
@@ -92,13 +92,13 @@ def test_it_computes_what_the_model_does(name: str, grad: bool) -> None:
 
 
 def test_no_norm_of_the_blocks_is_left() -> None:
-    fused = fuse(trained(RevBiFPN("s0")))
+    fused = fuse(trained(RevBiFPN(SMALL)))
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
     assert not any(parameter.requires_grad for name, parameter in fused.named_parameters() if not name.startswith("head.fc"))
 
 
 def test_in_place_it_is_the_model_itself() -> None:
-    model = trained(RevBiFPN("s0", num_classes=10))
+    model = trained(RevBiFPN(SMALL, num_classes=10))
     x = image(2, 64, 64)
     with torch.no_grad():
         expected = model(x)  # the engine now knows the edges that are about to be replaced
@@ -145,7 +145,7 @@ def test_layers_leave_the_tensors_of_their_caller_alone() -> None:
 def test_gradients_of_the_image() -> None:
     """As for a map of what the logits depend on."""
     torch.manual_seed(0)
-    model = trained(RevBiFPN("s0", num_classes=10)).double()
+    model = trained(RevBiFPN(SMALL, num_classes=10)).double()
     grads = []
     for m in (model, fuse(model)):
         x = image(2, 64, 64).double().requires_grad_()
@@ -156,7 +156,7 @@ def test_gradients_of_the_image() -> None:
 
 def test_exact_mode_stays_on_the_grid() -> None:
     torch.manual_seed(0)
-    model = set_exact(trained(RevBiFPNPyramid("s0")), True, 13)
+    model = set_exact(trained(RevBiFPNPyramid(SMALL)), True, 13)
     fused = fuse(model)
     with torch.no_grad():
         for ours, theirs in zip(fused.forward_body(image(2, 64, 64)), model.forward_body(image(2, 64, 64)), strict=True):
@@ -169,7 +169,7 @@ def test_exact_mode_stays_on_the_grid() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     """Cast or under autocast: as near to float32 as the unfused model is, by a factor of two."""
     torch.manual_seed(0)
-    model = trained(RevBiFPN("s0", num_classes=10))
+    model = trained(RevBiFPN(SMALL, num_classes=10))
     fused, x = fuse(model), image(2, 64, 64)
     with torch.no_grad():
         exact = model(x)
@@ -182,8 +182,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fuse: block 'body\.1\..*' is in training mode, .*: call model\.eval\(\) first"):
-        fuse(RevBiFPN("s0"))
-    fused = fuse(trained(RevBiFPN("s0"))).train()
+        fuse(RevBiFPN(SMALL))
+    fused = fuse(trained(RevBiFPN(SMALL))).train()
     for grad in (True, False):
         with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="made by revbifpn.fuse for inference and cannot"):
             fused(image(2, 64, 64))
@@ -209,7 +209,7 @@ def _other_norm(model: nn.Module) -> None:
     ],
 )
 def test_what_cannot_be_fused_is_named(change: Callable[[nn.Module], object], message: str) -> None:
-    model = trained(RevBiFPNPyramid("s0"))
+    model = trained(RevBiFPNPyramid(SMALL))
     change(model)
     with pytest.raises(ValueError, match=rf"^fuse: block 'neck\.0' {message}"):
         fuse(model, inplace=True)
@@ -234,7 +234,7 @@ def test_edges_of_others_are_left_as_they_are() -> None:
 def test_copies_and_files() -> None:
     """Weights that oneDNN packed go into neither, and are packed again when weights are loaded."""
     torch.manual_seed(0)
-    fused, other = (fuse(trained(RevBiFPN("s0", num_classes=10), seed)) for seed in (0, 1))
+    fused, other = (fuse(trained(RevBiFPN(SMALL, num_classes=10), seed)) for seed in (0, 1))
     x = image(2, 64, 64)
     with torch.no_grad():
         expected = fused(x)
@@ -255,13 +255,13 @@ def test_copies_and_files() -> None:
 
 def test_inference_mode_from_the_beginning() -> None:
     with torch.inference_mode():
-        model = trained(RevBiFPN("s0", num_classes=10))
+        model = trained(RevBiFPN(SMALL, num_classes=10))
         assert_equal(fuse(model), model, image(2, 64, 64), 1e-4)
 
 
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = trained(RevBiFPN("s0", num_classes=10))
+    model = trained(RevBiFPN(SMALL, num_classes=10))
     monkeypatch.setattr(sys.modules[fuse.__module__], "_has_onednn", lambda: False)
     with torch.no_grad():
         assert_equal(fuse(model), model, image(2, 64, 64), 1e-4)

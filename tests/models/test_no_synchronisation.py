@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +19,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from revbifpn.models import RevBiFPN
 from revbifpn.reversible import exact, set_exact, set_reversible
+from tests.networks import SMALL
 
 _aten = torch.ops.aten
 _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -132,7 +133,7 @@ def step(
     dtype: torch.dtype = torch.float32,
     steps: int = 1,
 ) -> NoSynchronisation:
-    """Forward, cross entropy, backward and optimizer of S0, dropout and stochastic depth included.
+    """Forward, cross entropy, backward and optimizer of a small S0, dropout and stochastic depth included.
 
     Args:
         change: what is done to the model before.
@@ -140,7 +141,7 @@ def step(
         layout, dtype: of the images, and the dtype of the model.
     """
     with FakeTensorMode(), torch.device("cuda"), default_dtype(dtype):
-        model = timm.create_model("revbifpn_s0", num_classes=10, drop_path_rate=0.2, drop_rate=0.2).train()
+        model = RevBiFPN(SMALL, num_classes=10, drop_path_rate=0.2, drop_rate=0.2).train()
         change(model)
         images = torch.empty(2, 3, 64, 64).contiguous(memory_format=layout)
         labels = torch.empty(2, dtype=torch.long)
