@@ -53,11 +53,11 @@ class _RoundToGrid(torch.autograd.Function):
         return _round(value, bits)
 
     @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)  # a stream that the loss leaves out has no gradient, rather than zeros
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         return grads[0], None
 
     @staticmethod

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -183,9 +183,10 @@ class _Uncast(torch.autograd.Function):
     """A stream's value as it was before something cast it, with the gradient of what it was cast to."""
 
     @staticmethod
-    def forward(ctx: object, cast: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, cast: Tensor, value: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         return grads[0], None

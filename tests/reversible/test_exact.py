@@ -22,7 +22,7 @@ from revbifpn.reversible import (
 )
 from revbifpn.reversible.exact import Reports, exact_limit, round_to_grid
 
-from .common import CHANNELS, Edge, gradients, loss_of, pyramid, silo, streams
+from .common import CHANNELS, Edge, blocks, gradients, loss_of, pyramid, silo, streams
 
 
 def autocast(enabled: bool) -> AbstractContextManager[object]:
@@ -275,3 +275,15 @@ def test_a_check_is_read_when_it_has_arrived(monkeypatch: pytest.MonkeyPatch) ->
         reports.collect()
         assert told == expected
     assert not reports._pending
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_stream_that_the_loss_leaves_out_has_no_gradient(exact: bool, reversible: bool) -> None:
+    """None rather than zeros, with which an optimizer would decay what comes before."""
+    model = ReversibleSequential(blocks(2), exact=exact)
+    model.reversible = reversible
+    x = [stream.requires_grad_() for stream in streams(2)]
+    model(*x)[0].sum().backward()
+    assert x[0].grad is not None
+    assert x[1].grad is None

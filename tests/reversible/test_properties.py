@@ -165,11 +165,12 @@ def step(model: nn.Module, case: Case) -> Result:
         torch.manual_seed(case.seed)
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast and case.dtype == torch.float32):
             outputs = model(*leaves)
-        differentiable = [y for y in outputs if y.requires_grad]
-        used = [y for y in differentiable if chance.random() >= case.holes] or differentiable
+        used = {i: y for i, y in enumerate(outputs) if chance.random() >= case.holes} or dict(enumerate(outputs))
+        # A stream that passes a reversible layer untouched requires a gradient, also where it does not by itself.
+        used = {i: y for i, y in used.items() if y.requires_grad}
         gradients: list[Tensor | None] = [None] * len(wanted)
         if used:
-            loss = torch.stack([((i + 1) * y.float().sin()).sum() for i, y in enumerate(used)]).sum()
+            loss = torch.stack([((i + 1) * y.float().sin()).sum() for i, y in used.items()]).sum()
             gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True))
     reported = [str(w.message) for w in said if issubclass(w.category, ExactReversalWarning)]
     return Result(tuple(y.detach() for y in outputs), gradients, [b.clone() for b in model.buffers()], reported)

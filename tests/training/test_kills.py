@@ -33,7 +33,7 @@ _base_ = "{base}"
 model = dict(backbone=dict(drop_path_rate=0.2))
 train_cfg = dict(max_iters=4, val_interval=3)
 train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(data_root="{data}/"))
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root="{data}/"))
+val_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(data_root="{data}/"))
 val_evaluator = dict(ann_file="{data}/annotations/val.json")
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
