@@ -36,7 +36,8 @@ def test_images_have_the_size_of_the_published_accuracy(name: str, size: int) ->
 
 
 def test_all_modes_of_a_network_have_the_same_weights() -> None:
-    states = [model.state_dict() for model in build_all(Network("revbifpn_s0", mode, 2, 32) for mode in OWN_MODES).values()]
+    modes = [mode for mode in OWN_MODES if mode not in list(BUDGETS)[1:]]  # to plan a budget takes seconds
+    states = [model.state_dict() for model in build_all(Network("revbifpn_s0", mode, 2, 32) for mode in modes).values()]
     states.append(Network("revbifpn_s0", "plain", 2, 32).build().state_dict())
     for state in states[1:]:
         assert state.keys() == states[0].keys()

@@ -62,7 +62,7 @@ def weights(work_dir: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("model", ["test_convnext", "revbifpn_s0"])
+@pytest.mark.parametrize("model", [pytest.param("test_convnext", marks=pytest.mark.long), "revbifpn_s0"])
 def test_two_processes_equal_one(tmp_path: Path, model: str) -> None:
     """Losses, weights (averaged ones) and validation, of 5 and 4 images; LayerNorm, or held norms: no batch statistics."""
     two = launch(config(tmp_path, model, 2), tmp_path)

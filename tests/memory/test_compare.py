@@ -39,6 +39,7 @@ def test_a_step_that_cannot_be_predicted_is_measured_without_macs() -> None:
     assert row.peak > 0
 
 
+@pytest.mark.long
 def test_memory_per_sample_hardly_depends_on_the_batch() -> None:
     subject = find_subject("revbifpn_s0")
     small, large = (next(profile_modes(subject, ["reversible"], n, (32, 32), Settings()))[0] for n in (64, 256))

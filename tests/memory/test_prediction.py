@@ -88,7 +88,13 @@ def test_revbifpn_in_every_mode(variant: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["s1", pytest.param("s2", marks=pytest.mark.long), "s4", pytest.param("s5", marks=pytest.mark.long)]
+    "variant",
+    [
+        pytest.param("s1", marks=pytest.mark.long),
+        pytest.param("s2", marks=pytest.mark.long),
+        "s4",
+        pytest.param("s5", marks=pytest.mark.long),
+    ],
 )
 def test_other_variants(variant: str) -> None:
     check(WithoutStochasticDepth(f"revbifpn_{variant}"), "reversible", 2, 64)

@@ -115,6 +115,7 @@ class TestExport:
         with torch.no_grad():
             torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.long  # a fused classifier, and the backbone of a detector, are exported in any case
     def test_onnx_with_dynamic_batch_in_onnxruntime(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = RevBiFPN(SMALL, num_classes=10).eval()
