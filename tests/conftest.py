@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: --long runs it"))
+                item.add_marker(pytest.mark.skip(reason="left to --long: it takes long, or shows what others show too"))
 
 
 @pytest.fixture(scope="session")

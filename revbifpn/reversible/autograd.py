@@ -57,11 +57,10 @@ class LinkFunction(torch.autograd.Function):
         num_saved, num_kept = ctx.counts
         kept, params = saved[num_saved : num_saved + num_kept], saved[num_saved + num_kept :]
         if link.saves:
-            kept_values = saved[: num_saved - link.num_streams if link.saves == "both" else num_saved]
-            # Nobody sees what goes into a private link, so its saved inputs may be overwritten, if this is their last use.
-            spare = link.saves == "inputs" and link.private_before and not _keeps_graph()
-            values = Held(list(kept_values), list(link.owned)) if spare else Held.of(kept_values, False)
-            del kept_values
+            num_values = num_saved - link.num_streams if link.saves == "both" else num_saved
+            # Nobody sees inputs that are owned, so they may be overwritten where they are saved, if this is their last use.
+            spare = link.saves == "inputs" and not _keeps_graph()
+            values = Held(list(saved[:num_values]), list(link.owned) if spare else [False] * num_values)
         else:
             values = owner.take_values(link.index)
         del saved

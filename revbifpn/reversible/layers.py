@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from revbifpn.reversible.forms import Setting
 from revbifpn.reversible.memory_format import MemoryFormat, check_memory_format, format_to_compute_in
 from revbifpn.reversible.plain import modules_in_use
-from revbifpn.reversible.streams import Streams, check_count, memory_format_of, share_memory
+from revbifpn.reversible.streams import Streams, check_count, memory_format_of, same_storage
 
 
 class Held(NamedTuple):
@@ -188,7 +188,7 @@ class _Permutation:
 
     def record(self, streams: Streams, owned: Sequence[bool]) -> Streams:
         outputs = self.layer.transform(streams)
-        self.owned = [owned[0] or not share_memory(outputs[0], streams[0])]
+        self.owned = [owned[0] or not same_storage(outputs[0], streams[0])]
         return outputs
 
     def kept(self) -> list[Tensor]:

@@ -41,7 +41,7 @@ class Link:
         num_streams: how many streams it takes.
         saves: what it keeps of its streams: ``"outputs"``, ``"inputs"``, ``"both"``, or nothing where the next one
             rebuilds its outputs.
-        private_before, private_after: whether nobody outside of the pass can see its input and its output streams.
+        private_before: whether nobody outside of the pass can see its input streams.
         owned: for each input stream, whether the pass has made its memory and nobody outside can see it.
     """
 
@@ -51,7 +51,6 @@ class Link:
     num_streams: int
     saves: str
     private_before: bool
-    private_after: bool
     owned: list[bool]
 
 
@@ -98,36 +97,34 @@ class Pass:
             self.done += 1
             self._streams = layer.transform(streams, self.setting)
             return self._streams
-        index = self.done
-        last = index == self.count - 1
+        last = self.done == self.count - 1
         private_before = self._private and not self.stored and not layer._forward_pre_hooks
         self._private = not last and not self.stored and not hooked([layer])
         # Stored links keep their inputs for derivatives of derivatives; these are the outputs of the links before.
         saves = "both" if self.stored else "outputs" if last else ""
         run = layer.begin(self.setting, self.store)
         run.name = self._name_of(layer)
-        return self._apply(Link(self, index, run, len(streams), saves, private_before, self._private, self._owned), streams)
+        return self._apply(run, streams, saves, private_before)
 
     def read_out(self, readout: ReadOut, streams: Streams) -> Streams:
         """End the chain: its streams go through a module each."""
         if self.stored and not readout.is_lean():
             return readout.transform(streams, self.setting)
-        private_before = self._private
         # Exact in all modes alike: chunks decide the last bits of what kernels return.
         frugal = self.setting.exact or self.setting.room < math.inf
         run = readout.begin(replace(self.setting, frugal=frugal), self.store)
-        return self._apply(Link(self, self.done, run, len(streams), "inputs", private_before, False, self._owned), streams)
+        return self._apply(run, streams, "inputs", self._private)
 
     def end(self) -> None:
         """The forward pass is over, or was broken off: the graph and the pass, which hold each other, let go."""
         self._streams = ()
 
-    def _apply(self, link: Link, streams: Streams) -> Streams:
+    def _apply(self, run: LayerRun, streams: Streams, saves: str, private_before: bool) -> Streams:
+        owned = self._owned if private_before else [False] * len(streams)
+        link = Link(self, self.done, run, len(streams), saves, private_before, owned)
         self.done += 1
-        if not link.private_before:
-            link.owned = [False] * len(streams)
-        self._streams = LinkFunction.apply(link, *streams, *link.run.params)
-        self._owned = link.run.owned
+        self._streams = LinkFunction.apply(link, *streams, *run.params)
+        self._owned = run.owned
         return self._streams
 
     def _as_returned(self, layer: ReversibleLayer, streams: Streams) -> Streams:

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from revbifpn.reversible.forms import Form, Replay, Run, Setting, own_dtype
 from revbifpn.reversible.kernels import cast
 from revbifpn.reversible.statistics import GatheredStatistics, needs_gathering
-from revbifpn.reversible.streams import share_memory
+from revbifpn.reversible.streams import same_storage
 
 #: The second run hangs stand-ins into modules; another thread must not run the same modules meanwhile, nor read what hangs
 #: in them.
@@ -274,7 +274,7 @@ class PlainReplay(Replay):
 
 def _apart(found: Tensor | None, grad: Tensor | None) -> Tensor | None:
     """A gradient in other memory than ``grad``, into which other edges' gradients may come."""
-    return found.clone() if found is not None and grad is not None and share_memory(found, grad) else found
+    return found.clone() if found is not None and grad is not None and same_storage(found, grad) else found
 
 
 def _check_tensor(edge: nn.Module, output: object) -> Tensor:

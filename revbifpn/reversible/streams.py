@@ -20,7 +20,7 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
-def share_memory(a: Tensor, b: Tensor) -> bool:
+def same_storage(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors lie in one storage."""
     return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 

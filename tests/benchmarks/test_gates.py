@@ -6,7 +6,6 @@ import functools
 from dataclasses import replace
 
 import pytest
-from torch import Tensor, nn
 
 from benchmarks.common import activation_bytes, peak_alone
 from benchmarks.networks import Network, image_size_of
@@ -45,15 +44,16 @@ def test_a_large_model_beside_a_checkpointed_one_of_equal_accuracy() -> None:
     assert ours <= PART_OF_CHECKPOINTED_B7 * theirs
 
 
-@pytest.mark.parametrize("stages", [8, pytest.param(32, marks=pytest.mark.long)])
+@functools.cache
+def of_depth(stages: int) -> tuple[int, int]:
+    """Bytes of activations of S0 with so many extension stages, and of its buffers."""
+    variant = replace(VARIANTS["s0"], num_ext_layers=stages)
+    model, images = Network("revbifpn_s0", "reversible", 2, 64).on("meta", variant=variant, num_classes=10)
+    return peak_alone(model, images, method="predict"), sum(buffer.nbytes for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("stages", [8, 32])
 def test_depth_costs_nothing_beyond_parameters(stages: int) -> None:
     """Many extension stages take what 2 take, but for the two vectors of batch statistics that each norm may keep."""
-
-    def with_stages(stages: int) -> tuple[nn.Module, Tensor]:
-        variant = replace(VARIANTS["s0"], num_ext_layers=stages)
-        return Network("revbifpn_s0", "reversible", 2, 64).on("meta", variant=variant, num_classes=10)
-
-    models = [with_stages(number) for number in (2, stages)]
-    shallow, deep = (peak_alone(*model, method="predict") for model in models)
-    few, many = (sum(buffer.nbytes for buffer in model.buffers()) for model, _ in models)
+    (shallow, few), (deep, many) = of_depth(2), of_depth(stages)
     assert deep - shallow <= many - few

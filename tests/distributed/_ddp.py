@@ -6,6 +6,7 @@ import copy
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -216,3 +217,31 @@ def sync_batch_norm() -> None:
     del kernels
     counts = {buffer.item() for name, buffer in synced.named_buffers() if name.endswith("num_batches_tracked")}
     assert counts == {2}
+
+
+SHARES = (3, 1)  # images of the processes, where these differ
+
+
+def share(batch: Tensor) -> Tensor:
+    return batch.split(SHARES)[dist.get_rank()]
+
+
+def uneven_batches() -> None:
+    """The last batch has one image in one process and three in the other, and one process has a batch more."""
+    model = make_model()
+    single = copy.deepcopy(model)
+    whole = [make_batch(step) for step in range(3)]
+    mine = [half(whole[0]), share(whole[1]), *([half(whole[2])] if dist.get_rank() == 0 else [])]
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer, of_single = sgd(model), sgd(single)
+    with ddp.join(divide_by_initial_world_size=True):
+        for batch in mine:
+            optimizer.zero_grad()
+            loss_of(ddp(batch)).backward()
+            optimizer.step()
+    for parts in (whole[0].chunk(2), whole[1].split(SHARES), whole[2].chunk(2)[:1]):
+        of_single.zero_grad()
+        torch.stack([loss_of(single(part)) for part in parts]).sum().div(2).backward()
+        of_single.step()
+    assert_near(weights(model), weights(single))  # the process that was through first gets the other's at the end
+    assert distance(weights(make_model()), weights(single)) > 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -116,3 +117,17 @@ def checkpoint_of_shards(folder: str) -> None:
     train(fresh, fresh_optimizer, batches[2:], half)
     assert_near(full_weights(fresh), full_weights(model), 0.0)
     assert distance(full_weights(fresh), saved) > 1e-4
+
+
+def checkpoint_for_one_process(folder: str) -> None:
+    """Write weights and optimizer of a sharded training, and what another process is to find in them and after a step more."""
+    model = shard(make_model())
+    optimizer = adamw(model)
+    train(model, optimizer, [make_batch(step) for step in range(2)], half)
+    state, of_optimizer = get_state_dict(model, optimizer)
+    checkpoint.save({"model": state, "optimizer": of_optimizer}, checkpoint_id=Path(folder, "checkpoint"))
+    found: dict[str, Any] = {"saved": full_weights(model)}
+    train(model, optimizer, [make_batch(2)], half)
+    found["after"] = full_weights(model)
+    if dist.get_rank() == 0:
+        torch.save(found, Path(folder, "expected.pth"))

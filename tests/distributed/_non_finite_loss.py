@@ -5,13 +5,17 @@ DDP with accumulated gradients, and losses that are NaN in the first process and
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 import torch
 import torch.distributed as dist
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
 
-from revbifpn.training.hooks import _average_gradients
+from revbifpn.training.hooks import NonFiniteLossError, NonFiniteLossHook, _average_gradients
+from tests.distributed import _models as models
 from tests.distributed._processes import WORLD_SIZE
 from tests.training.test_non_finite_loss import COUNT, STEPS, TOLERANCE, Regression, batches, expected, sgd, spoil, train
 
@@ -54,3 +58,43 @@ def average_of_parameters_not_used_everywhere() -> None:
     assert by_first.grad is not None
     assert by_first.grad.tolist() == [2.0] * 3
     assert by_none.grad is None
+
+
+class Trained(BaseModel):
+    """The pyramid as MMEngine trains it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = models.make_model(train_norms=True)
+
+    def forward(self, inputs: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        return {"loss": models.loss_of(self.pyramid(inputs))}
+
+
+def a_pyramid_leaves_the_step_out() -> None:
+    """An image of one process that is infinite: both leave the step out, and what they have then is as if it had not been."""
+    batches = torch.stack([models.half(models.make_batch(step)) for step in range(3)])
+    spoiled = batches.clone()
+    spoiled[1, 0, 0, 0, 0] = float("inf") if dist.get_rank() == 1 else 1.0
+    results = []
+    for inputs in (spoiled, batches[[0, 2]]):
+        ddp = MMDistributedDataParallel(Trained(), broadcast_buffers=False)
+        train(ddp, OptimWrapper(models.sgd(ddp)), inputs)
+        results.append(ddp.state_dict())
+    for name, value in results[0].items():
+        assert value.isfinite().all(), name
+        assert torch.equal(value, results[1][name]), name
+    everyones = [torch.empty_like(p := results[0]["module.pyramid.body.1.chains.0.0.f.project.conv.weight"]) for _ in range(2)]
+    dist.all_gather(everyones, p)
+    assert torch.equal(*everyones)
+
+    ddp = MMDistributedDataParallel(Trained(), broadcast_buffers=False)
+    before = models.weights(ddp)
+    what = "loss is nan" if dist.get_rank() == 1 else "another process's loss is not finite"
+    hook = NonFiniteLossHook(action="stop")
+    with (
+        mock.patch("tests.training.test_non_finite_loss.NonFiniteLossHook", return_value=hook),
+        pytest.raises(NonFiniteLossError, match=rf"{what}.* at step 1: training stopped"),
+    ):
+        train(ddp, OptimWrapper(models.sgd(ddp)), spoiled[1:])
+    models.assert_near(models.weights(ddp), before, 0.0)

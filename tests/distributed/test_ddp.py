@@ -47,3 +47,7 @@ def test_running_statistics_move_once_a_step(launch: Launch) -> None:
 
 def test_sync_batch_norm(launch: Launch) -> None:
     launch("ddp.sync_batch_norm")
+
+
+def test_uneven_batches(launch: Launch) -> None:
+    launch("ddp.uneven_batches")

@@ -15,3 +15,7 @@ def test_processes_keep_the_same_weights(launch: Launch, case: str) -> None:
 
 def test_average_of_parameters_that_are_not_used_everywhere(launch: Launch) -> None:
     launch("non_finite_loss.average_of_parameters_not_used_everywhere")
+
+
+def test_a_pyramid_leaves_the_step_out_or_stops(launch: Launch) -> None:
+    launch("non_finite_loss.a_pyramid_leaves_the_step_out")

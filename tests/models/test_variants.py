@@ -35,9 +35,7 @@ def test_parameter_counts(name: str) -> None:
     assert (count(model), count(model.body), count(model.neck), count(model.head)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("s0", "s3", "s6") else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
-)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_multiply_accumulates(name: str) -> None:
     """With the published counting rules to the last digit; torch's leave out norms, biases and upsampling."""
     macs = count_macs(VARIANTS[name], published_rules=True)

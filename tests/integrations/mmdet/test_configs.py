@@ -88,16 +88,7 @@ def test_mask_rcnns_parameters_are_the_papers(name: str) -> None:
     assert round(sum(p.numel() for p in detector.parameters()) / 1e6, 2) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        pytest.param(
-            folder, name, marks=[] if name in ("s0", "s3") or (folder, name) == ("mask_rcnn", "s6") else pytest.mark.long
-        )
-        for folder, names in GMACS.items()
-        for name in names
-    ],
-)
+@pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder, names in GMACS.items() for name in names])
 def test_macs_are_the_papers(folder: str, name: str) -> None:
     """Counted as MMDetection counts: 1000 proposals, of which the mask head gets 100. Their tool counts norms too."""
     path = CONFIGS / folder / f"{folder.replace('_', '-')}_revbifpn-{name}_hrfpn_1x_coco.py"
