@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from revbifpn import BudgetError, RevBiFPN, RevBiFPNPyramid, set_activation_budget
-from revbifpn.models.variants import VARIANTS
 from revbifpn.reversible.budget import Budget, read_budget
 from revbifpn.reversible.peak import FakeStep
+from tests.networks import SMALL
 
-SMALL = replace(VARIANTS["s0"], num_ext_layers=0)
 SHAPE = (2, 3, 64, 64)
 #: Of the planned step; 0 and 1 are reversible and stored mode.
 FRACTIONS = (0.25, 0.4, 0.7)

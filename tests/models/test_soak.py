@@ -7,7 +7,6 @@ import gc
 import os
 import warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from revbifpn.models import VARIANTS, RevBiFPN
 from revbifpn.reversible import set_reversible
+from tests.networks import SMALL
 
 #: (steps, steps before memory is looked at, pixels): in the default suite, and with --long.
 SHORT, LONG = (40, 15, 32), (500, 50, 64)
@@ -55,7 +55,7 @@ def test_many_steps(long: bool) -> None:
     """
     steps, warm_up, size = form = LONG if long else SHORT
     torch.manual_seed(0)
-    variant = VARIANTS["s0"] if long else replace(VARIANTS["s0"], num_ext_layers=0)
+    variant = VARIANTS["s0"] if long else SMALL
     model = RevBiFPN(variant, num_classes=5, drop_rate=0.2, drop_path_rate=0.2, exact=True).train()
     models = model, set_reversible(copy.deepcopy(model), False)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]

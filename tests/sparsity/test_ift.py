@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revbifpn import set_reversible
-from revbifpn.models import VARIANTS, RevBiFPN
+from revbifpn.models import RevBiFPN
 from revbifpn.sparsity import SparseIFT, SparseTraining, count_flops, select_weights, sparse_ift
 from revbifpn.sparsity.distribution import count_zeros
 from revbifpn.sparsity.ift_layers import KINDS, doped_rank, factorized_rank, num_branches, width_factor
+from tests.networks import SMALL
 from tests.sparsity.common import small_network, tiny_revbifpn, train
 from tests.sparsity.test_flops import cifar_resnet18
 
@@ -139,7 +139,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, int, int]]]:
         return {
             "cifar-resnet18": (cifar_resnet18(), (3, 32, 32)),
             "resnet50": (timm.create_model("resnet50"), (3, 224, 224)),
-            "small S0": (RevBiFPN(replace(VARIANTS["s0"], num_ext_layers=0)), (3, 64, 64)),
+            "small S0": (RevBiFPN(SMALL), (3, 64, 64)),
         }
 
 
